@@ -1,0 +1,42 @@
+"""n-step returns, as in Rainbow (Hessel et al. 2018, arXiv:1710.02298)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def n_step_return(
+    rewards: NDArray[np.float32],
+    lengths: NDArray[np.int64],
+    terminated: NDArray[np.bool_],
+    *,
+    gamma: float,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Fold the rewards of a window into a return and a bootstrap discount.
+
+    `R = sum_{j<m} gamma^j r_{t+j}` with m = `lengths`, summed in float64 from j = 0 upwards.
+
+    Args:
+        rewards: (B, n); `rewards[b, j]` followed the action at t + j; ignored from `lengths[b]` on.
+        lengths: (B,); steps before the window or the episode ends, in [1, n].
+        terminated: (B,); True where the episode terminated at the window's last step.
+        gamma: Discount a step, in [0, 1].
+
+    Returns:
+        returns: (B,) float32, and discounts: (B,) float32, gamma^m, 0 where terminated.
+
+    >>> r, d = n_step_return(np.float32([[1, 1, 8]]), np.array([2]), np.array([False]), gamma=0.5)
+    >>> r.tolist(), d.tolist()
+    ([1.5], [0.25])
+    """
+    powers = np.power(np.float64(gamma), np.arange(rewards.shape[1] + 1))
+    total = np.zeros(len(rewards), dtype=np.float64)
+    for j in range(rewards.shape[1]):
+        total += np.where(j < lengths, rewards[:, j].astype(np.float64) * powers[j], 0.0)
+    discount = np.where(terminated, 0.0, powers[lengths])
+    return total.astype(np.float32), discount.astype(np.float32)

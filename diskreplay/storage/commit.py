@@ -1,0 +1,289 @@
+"""The commit protocol. What it promises: after `commit` returns, nothing before it is lost.
+
+1. Rows are validated and buffered in tails. Nothing is promised.
+   If it stops here: the rows since the last commit are gone, as they were never acknowledged.
+2. Full tails are written as shards: temporary name, fsync, rename, fsync of the folder (segments.py).
+   If it stops here: the shards are orphans that no catalogue names; the rows are still in tail records, as far
+   as they were committed. The next seal of the same segment replaces them.
+3. One LMDB transaction: catalogue entries of sealed segments, removal of their tail records, new tail records,
+   streams, priorities, sampler states, evictions, counters.
+   If it stops here: LMDB's last good state is the previous commit.
+4. The transaction is durable: acknowledged. Tables in memory follow.
+5. Shards of evicted segments are unlinked, their folders synced.
+   If it stops here: orphans, that no catalogue names.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from diskreplay.storage import layout
+from diskreplay.storage.durable import FileLock, FileRecord
+from diskreplay.storage.fields import Compression, choose_coding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diskreplay.storage.engine import Engine
+    from diskreplay.storage.index import Writing
+    from diskreplay.storage.streams import Stream
+    from diskreplay.storage.tail import Tail
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much a store may hold; None: no limit of that kind."""
+
+    steps: int | None = None
+    size_bytes: int | None = None
+
+
+@dataclass
+class SamplerRecord:
+    """What a sampler wants committed with the data.
+
+    Attributes:
+        name: The sampler's.
+        state: JSON: random state, draws in flight, settings.
+        blocks: (segment, block) -> float32 priorities, PRIORITY_BLOCK of them or fewer at the segment's end.
+        sums: segment -> (sum of priority^alpha, place in the tree).
+    """
+
+    name: str
+    state: dict[str, Any]
+    blocks: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    sums: dict[int, tuple[float, int]] = field(default_factory=dict)
+
+
+class Participant(Protocol):
+    """Something whose state is committed together with the data."""
+
+    def collect(self) -> SamplerRecord | None:
+        """Return what changed since the last commit; called with the store's lock held."""
+
+    def committed(self) -> None:
+        """Hear that what was collected is durable."""
+
+
+@dataclass
+class _Job:
+    stream: Stream
+    tail: Tail
+    files: list[FileRecord]
+    record: Any = None
+
+
+class Committer:
+    """Make an engine's state durable.
+
+    Args:
+        engine: The state.
+        capacity: Beyond it, whole segments are evicted, oldest first.
+        compression: How to choose the codings when the first segment is sealed.
+    """
+
+    def __init__(self, engine: Engine, capacity: Capacity, compression: Compression) -> None:
+        self.engine = engine
+        self.capacity = capacity
+        self.compression = compression
+        self._one_at_a_time = threading.RLock()
+
+    def commit(self, participants: Sequence[Participant] = (), *, seal: bool = False) -> None:
+        """Make everything so far durable.
+
+        Args:
+            participants: Whose states are committed in the same transaction.
+            seal: Also turn this process's tails into segments, however short.
+
+        Raises:
+            StoreFullError: If there is no room. Nothing of this commit counts; it can be tried again.
+        """
+        engine = self.engine
+        with self._one_at_a_time:
+            with engine.lock:
+                if seal:
+                    self._close_tails()
+                jobs = [
+                    _Job(stream, tail, [])
+                    for stream in engine.streams.values()
+                    if stream.lock is not None
+                    for tail in stream.tails
+                    if tail.full
+                ]
+            if jobs:
+                self._choose_codings(jobs)
+            for job in jobs:
+                job.files = engine.writer.write(job.tail.segment, job.tail.arrays, job.tail.rows)
+            with engine.lock:
+                evicted = self._transact(jobs, participants)
+            for segment in evicted:
+                engine.writer.remove(segment)
+            if evicted:
+                engine.writer.sync_fields()
+
+    def _close_tails(self) -> None:
+        """Close the tails that hold complete rows; a pending row moves on to a new one."""
+        engine = self.engine
+        for stream in engine.streams.values():
+            tail = stream.open_tail
+            if stream.lock is None or tail is None or not tail.rows or tail.full:
+                continue
+            pending, tail.pending, tail.closed = tail.pending, False, True
+            engine.table.follow_tail(engine.table.slot(tail.segment), tail)
+            if pending:
+                new = engine.start_tail(stream)
+                names = [item.name for item in engine.fields if item.role == "observation"]
+                new.observe([tail.arrays[name][tail.rows] for name in names])
+                engine.table.follow_tail(engine.table.slot(new.segment), new)
+
+    def _choose_codings(self, jobs: list[_Job]) -> None:
+        engine = self.engine
+        with FileLock(layout.lock_path(engine.root, "layout"), f"{engine.root}: the layout"):
+            with engine.index.read() as txn:
+                if engine.load_codings(txn):
+                    return
+            tail = jobs[0].tail
+            codings = {
+                item.name: choose_coding(
+                    item,
+                    tail.arrays[item.name][: tail.rows],
+                    segment_steps=engine.segment_steps,
+                    compression=self.compression,
+                )
+                for item in engine.fields
+            }
+            engine.writer.create_arrays(codings)
+            with engine.index.write() as txn:
+                txn.put_json("meta", b"fields", {k: v.to_json() for k, v in codings.items()})
+        engine.codings.update(codings)
+
+    def _transact(self, jobs: list[_Job], participants: Sequence[Participant]) -> list[int]:
+        engine = self.engine
+        records = [(p, p.collect()) for p in participants]
+        streams = [s for s in engine.streams.values() if s.lock is not None and s.dirty]
+        sealed = {job.tail.segment for job in jobs}
+        before = {s.number: s.last_segment for s in engine.streams.values()}
+        try:
+            with engine.index.write() as txn:
+                counters = txn.counters()
+                alone = counters["commits"] == engine.seen["commits"]
+                for job in jobs:
+                    self._put_segment(txn, job, counters)
+                for stream in {s.number: s for s in [*streams, *(j.stream for j in jobs)]}.values():
+                    self._put_tail(txn, stream, sealed)
+                evicted = self._evict(txn, counters, jobs)
+                for _, record in records:
+                    if record is not None:
+                        _put_sampler(txn, record, set(evicted))
+                if engine.metadata_dirty:
+                    txn.put_json("meta", b"metadata", engine.metadata)
+                counters["commits"] += 1
+                txn.put_counters(counters)
+        except BaseException:
+            for number, segment in before.items():
+                engine.streams[number].last_segment = segment
+            raise
+        engine.metadata_dirty = False
+        for job in jobs:
+            job.stream.tails.remove(job.tail)
+            engine.take_sealed(job.record)
+        for stream in streams:
+            for tail in stream.tails:
+                tail.mark_committed()
+        for stream in engine.streams.values():
+            if stream.closing and not stream.dirty:
+                engine.release(stream)
+        for segment in evicted:
+            if segment in engine.table:
+                engine.drop(segment)
+        for participant, record in records:
+            if record is not None:
+                participant.committed()
+        if alone:
+            engine.seen = counters
+        engine.steps_evicted = int(counters["steps_evicted"])
+        engine.episodes_evicted = int(counters["episodes_evicted"])
+        return evicted
+
+    def _put_segment(self, txn: Writing, job: _Job, counters: Any) -> None:
+        tail, stream, key = job.tail, job.stream, layout.segment_key(job.tail.segment)
+        record = np.zeros(1, layout.SEGMENT)
+        entry = record[0]
+        entry["segment"], entry["previous"] = tail.segment, stream.last_segment
+        entry["stream"], entry["rows"] = stream.number, tail.rows
+        entry["ends"] = entry["episodes"] = tail.n_ends
+        entry["first_end"] = tail.ends[0] if tail.n_ends else -1
+        entry["last_end"] = tail.ends[tail.n_ends - 1] if tail.n_ends else -1
+        entry["first_flags"] = tail.flags[0] if tail.n_ends else 0
+        entry["bytes_on_disk"] = sum(item.length for item in job.files)
+        entry["sealed_at"], entry["seal"] = time.time(), counters["seals"]
+        files = np.array([tuple(item) for item in job.files], layout.FILE)
+        txn.put("segments", key, record.tobytes())
+        txn.put("files", key, files.tobytes())
+        txn.put("episodes", key, tail.episodes[: tail.n_ends].tobytes())
+        txn.put("seals", layout.segment_key(int(counters["seals"])), key)
+        counters["seals"] += 1
+        stream.last_segment = tail.segment
+        job.record = record[0]
+
+    def _put_tail(self, txn: Writing, stream: Stream, sealed: set[int]) -> None:
+        left = []
+        for tail in stream.tails:
+            if tail.segment in sealed:
+                txn.delete_prefix("tails", layout.tail_key(stream.number, tail.segment))
+                continue
+            left.append(tail)
+            if tail.dirty:
+                row, payload = tail.record()
+                txn.put("tails", layout.tail_key(stream.number, tail.segment, row), payload)
+        txn.put_json("streams", layout.stream_key(stream.number), stream.to_json(left))
+
+    def _evict(self, txn: Writing, counters: Any, jobs: list[_Job]) -> list[int]:
+        capacity, table, streams = self.capacity, self.engine.table, self.engine.streams
+        steps, size = table.transitions, int(table.bytes_on_disk[: table.size].sum())
+        fresh = {int(job.record["segment"]): job.record for job in jobs}
+        size += sum(int(record["bytes_on_disk"]) for record in fresh.values())
+        evicted: list[int] = []
+        for slot in table.live().tolist():
+            over = (capacity.steps is not None and steps > capacity.steps) or (
+                capacity.size_bytes is not None and size > capacity.size_bytes
+            )
+            if not over:
+                break
+            segment = int(table.segment[slot])
+            in_memory = slot in table.tails and segment not in fresh
+            if in_memory or streams[int(table.stream[slot])].pinned:
+                continue
+            transitions = int(table.rows[slot] - table.n_ends[slot])
+            key = layout.segment_key(segment)
+            record = txn.array("segments", key, layout.SEGMENT)
+            if record is not None:
+                counters["steps_evicted"] += transitions
+                counters["episodes_evicted"] += int(table.n_ends[slot])
+                counters["evictions"] += 1
+                txn.delete("seals", layout.segment_key(int(record[0]["seal"])))
+                for database in ("segments", "files", "episodes"):
+                    txn.delete(database, key)
+                for name, _ in list(txn.items("samplers")):
+                    txn.delete("sums", layout.sum_key(name.decode(), segment))
+                    txn.delete_prefix("priorities", name + b"\0" + key)
+            steps -= transitions
+            size -= int(table.bytes_on_disk[slot]) or int(fresh[segment]["bytes_on_disk"])
+            evicted.append(segment)
+        return evicted
+
+
+def _put_sampler(txn: Writing, record: SamplerRecord, evicted: set[int]) -> None:
+    txn.put_json("samplers", record.name.encode(), record.state)
+    for (segment, block), payload in record.blocks.items():
+        if segment not in evicted:
+            txn.put("priorities", layout.priority_key(record.name, segment, block), payload)
+    for segment, (total, place) in record.sums.items():
+        if segment not in evicted:
+            value = np.array([(total, place)], layout.SUM)
+            txn.put("sums", layout.sum_key(record.name, segment), value.tobytes())

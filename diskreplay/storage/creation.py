@@ -1,0 +1,197 @@
+"""Make a store's folder and read what it says of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diskreplay.errors import (
+    CorruptStoreError,
+    FormatVersionError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
+from diskreplay.experience import StepSpec
+from diskreplay.storage import layout
+from diskreplay.storage.commit import Capacity
+from diskreplay.storage.durable import Disk
+from diskreplay.storage.fields import COMPRESSIONS, Compression, default_segment_steps, fields_of
+from diskreplay.storage.index import Index
+from diskreplay.storage.segments import SegmentWriter, read_attributes
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+BINARY_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+MOST_SEGMENT_STEPS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a store says of itself, fixed when it is made."""
+
+    spec: StepSpec
+    segment_steps: int
+    capacity: Capacity
+    compression: Compression
+    identity: str
+    created: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attributes of the store's zarr group."""
+        return {
+            "format_version": layout.FORMAT_VERSION,
+            "uuid": self.identity,
+            "spec": self.spec.to_json(),
+            "segment_steps": self.segment_steps,
+            "capacity": {"steps": self.capacity.steps, "bytes": self.capacity.size_bytes},
+            "compression": self.compression,
+            "created": self.created,
+        }
+
+
+def describe(
+    spec: StepSpec,
+    *,
+    capacity: int | str | None,
+    segment_steps: int | None,
+    compression: Compression,
+) -> Description:
+    """Check the options of a new store and fill in what was left open.
+
+    Raises:
+        ValueError: If an option is out of range; names it.
+    """
+    limit = parse_capacity(capacity)
+    if compression not in COMPRESSIONS:
+        raise ValueError(f"compression must be one of {COMPRESSIONS}, got {compression!r}")
+    steps = default_segment_steps(spec, limit.steps) if segment_steps is None else segment_steps
+    if (
+        isinstance(steps, bool)
+        or not isinstance(steps, int)
+        or not 1 <= steps <= MOST_SEGMENT_STEPS
+    ):
+        raise ValueError(
+            f"segment_steps must be in [1, {MOST_SEGMENT_STEPS}], got {segment_steps!r}"
+        )
+    if limit.steps is not None and steps > limit.steps:
+        raise ValueError(f"capacity {limit.steps} is below one segment of {steps} steps")
+    return Description(spec, steps, limit, compression, uuid.uuid4().hex, time.time())
+
+
+def parse_capacity(capacity: int | str | None) -> Capacity:
+    """Read a capacity: transitions, or bytes such as "200GB" or "64 MiB", or None.
+
+    >>> parse_capacity("2 MiB").size_bytes
+    2097152
+
+    Raises:
+        ValueError: If it is neither, or not positive.
+    """
+    if capacity is None:
+        return Capacity()
+    if isinstance(capacity, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?)b\s*", capacity, re.IGNORECASE)
+        if match:
+            number, unit, binary = match.groups()
+            size = int(float(number) * (BINARY_UNITS if binary else UNITS)[unit.lower()])
+            if size > 0:
+                return Capacity(size_bytes=size)
+        elif capacity.strip().isdigit():
+            return parse_capacity(int(capacity))
+        raise ValueError(
+            f"capacity must be a number of transitions or a size like '200GB', got {capacity!r}"
+        )
+    if isinstance(capacity, bool) or int(capacity) != capacity or not 0 < capacity < 1 << 62:
+        raise ValueError(f"capacity must be a positive number of transitions, got {capacity!r}")
+    return Capacity(steps=int(capacity))
+
+
+def create_store(
+    path: Path, description: Description, metadata: dict[str, Any], disk: Disk
+) -> None:
+    """Make the folder of an empty store: under a temporary name, synced, renamed.
+
+    Raises:
+        StoreExistsError: If there is something at the path.
+        StoreNotFoundError: If the folder it should lie in does not exist.
+    """
+    if path.exists() or path.is_symlink():
+        raise StoreExistsError(f"{path}: exists already", path=path)
+    if not path.parent.is_dir():
+        raise StoreNotFoundError(f"{path.parent}: no such folder", path=path, hint="Make it first.")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        disk.make_directory(partial)
+        disk.make_directory(partial / layout.LOCKS)
+        writer = SegmentWriter(
+            partial, fields_of(description.spec), description.segment_steps, disk
+        )
+        writer.create_group(description.to_json())
+        index = Index(partial / layout.INDEX, create=True)
+        try:
+            with index.write() as txn:
+                txn.put_counters(np.zeros(1, layout.COUNTERS)[0])
+                txn.put_json("meta", b"metadata", metadata)
+        finally:
+            index.close()
+        for folder in (partial / layout.INDEX, partial / layout.STEPS, partial):
+            disk.sync_directory(folder)
+        try:
+            partial.rename(path)
+        except OSError as err:
+            raise StoreExistsError(f"{path}: exists already", path=path) from err
+        disk.sync_directory(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(partial)
+        raise
+
+
+def read_description(path: Path) -> Description:
+    """Read what a store says of itself.
+
+    Raises:
+        StoreNotFoundError: If there is no store at the path.
+        FormatVersionError: If it is of another format version.
+        CorruptStoreError: If its description is damaged.
+    """
+    if not path.exists():
+        raise StoreNotFoundError(f"{path}: no such store", path=path)
+    if (
+        not path.is_dir()
+        or not (path / layout.INDEX).is_dir()
+        and not layout.group_path(path).is_file()
+    ):
+        raise StoreNotFoundError(f"{path}: not a replay store", path=path)
+    data = read_attributes(path)
+    version = data.get("format_version")
+    if version != layout.FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{path}: format version {version!r}, this release reads {layout.FORMAT_VERSION}",
+            path=path,
+        )
+    try:
+        capacity = data["capacity"]
+        steps, size = capacity["steps"], capacity["bytes"]
+        segment_steps = int(data["segment_steps"])
+        if not 1 <= segment_steps <= MOST_SEGMENT_STEPS or data["compression"] not in COMPRESSIONS:
+            raise ValueError("out of range")
+        return Description(
+            StepSpec.from_json(data["spec"]),
+            segment_steps,
+            Capacity(None if steps is None else int(steps), None if size is None else int(size)),
+            data["compression"],
+            str(data["uuid"]),
+            float(data["created"]),
+        )
+    except (KeyError, TypeError, ValueError) as err:
+        raise CorruptStoreError(
+            f"{layout.group_path(path)}: the store's description is damaged: {err!r}", path=path
+        ) from err

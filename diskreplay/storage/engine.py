@@ -1,0 +1,289 @@
+"""A store's state in one process: the live segments, the streams and their tails, kept in step with the index.
+
+Owns opening, refreshing and the claims on streams. How things become durable is in commit.py. Every method is to
+be called with `engine.lock` held.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diskreplay.errors import CorruptStoreError
+from diskreplay.storage import layout
+from diskreplay.storage.durable import Disk, FileLock
+from diskreplay.storage.fields import Coding, fields_of
+from diskreplay.storage.reading import Reader
+from diskreplay.storage.residency import Residency
+from diskreplay.storage.segments import SegmentWriter
+from diskreplay.storage.streams import Stream
+from diskreplay.storage.table import SegmentTable
+from diskreplay.storage.tail import Tail
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diskreplay.experience import StepSpec
+    from diskreplay.storage.index import Index, Reading, Writing
+
+
+class Engine:
+    """The storage floor's state of one open store.
+
+    Args:
+        root: The store's folder.
+        spec: What a step is.
+        segment_steps: Rows of a segment.
+        index: The open index.
+        disk: The seam to the disk.
+    """
+
+    def __init__(
+        self, root: Path, spec: StepSpec, segment_steps: int, index: Index, disk: Disk | None = None
+    ) -> None:
+        self.root = root
+        self.fields = fields_of(spec)
+        self.segment_steps = segment_steps
+        self.index = index
+        self.disk = disk or Disk()
+        self.lock = threading.RLock()
+        self.table = SegmentTable(self.fields, segment_steps)
+        self.residency = Residency(root, self.fields, self.table, index)
+        self.reader = Reader(self.fields, self.table, self.residency)
+        self.writer = SegmentWriter(root, self.fields, segment_steps, self.disk)
+        self.streams: dict[int, Stream] = {}
+        self.metadata: dict[str, Any] = {}
+        self.metadata_dirty = False
+        self.codings: dict[str, Coding] = self.residency.codings
+        self.episodes_sealed = 0
+        self.steps_evicted = 0
+        self.episodes_evicted = 0
+        self.seen = np.zeros(1, layout.COUNTERS)[0]
+        self._load()
+
+    def refresh(self) -> bool:
+        """Take in what other processes committed; return whether there was anything."""
+        with self.index.read() as txn:
+            counters = txn.counters()
+            if counters["commits"] == self.seen["commits"]:
+                return False
+            self._take_in(txn, counters)
+        return True
+
+    def claim(self, name: str) -> Stream:
+        """Become the writer of a stream; make it if there is none of that name.
+
+        An episode that its last writer left unfinished ends as interrupted.
+
+        Raises:
+            StoreLockedError: If somebody else writes it; names the holder.
+        """
+        stream = self._named(name)
+        if stream.closing:
+            stream.closing = False
+            return stream
+        lock = FileLock(
+            layout.lock_path(self.root, f"stream-{stream.number}"), f"{self.root}: stream {name!r}"
+        )
+        lock.acquire()
+        self.refresh()
+        stream.lock = lock
+        tail = stream.open_tail
+        if tail is not None and tail.pending:
+            self.end_episode(stream, layout.INTERRUPTED)
+        return stream
+
+    def release(self, stream: Stream) -> None:
+        """Stop writing a stream."""
+        if stream.lock is not None:
+            stream.lock.release()
+            stream.lock = None
+        stream.closing = False
+
+    def keep_until_committed(self, stream: Stream) -> None:
+        """Stop writing a stream, once its rows are committed."""
+        if stream.dirty:
+            stream.closing = True
+        else:
+            self.release(stream)
+
+    def pin(self, stream: Stream, *, pinned: bool) -> None:
+        """Have eviction pass a stream over, or not any more.
+
+        Raises:
+            StoreLockedError: If another process writes the stream.
+        """
+        mine = stream.lock is not None
+        if not mine:
+            self.claim(stream.name)
+        with self.index.write() as txn:
+            key = layout.stream_key(stream.number)
+            txn.put_json("streams", key, {**(txn.json("streams", key) or {}), "pinned": pinned})
+        stream.pinned = pinned
+        if not mine:
+            self.keep_until_committed(stream)
+
+    def tail_to_write(self, stream: Stream) -> Tail:
+        """Return the stream's tail that has room for a row; start a segment if there is none."""
+        tail = stream.open_tail
+        return self.start_tail(stream) if tail is None or tail.full else tail
+
+    def start_tail(self, stream: Stream) -> Tail:
+        """Start a segment behind what the stream has; its id is taken in the index, never to be used again."""
+        with self.index.write() as txn:
+            counters = txn.counters()
+            segment = int(counters["next_segment"])
+            counters["next_segment"] += 1
+            txn.put_counters(counters)
+        last = stream.open_tail
+        tail = self.add_tail(stream, segment, last.segment if last else stream.last_segment)
+        if last is not None:
+            tail.running = last.running
+        return tail
+
+    def add_tail(self, stream: Stream, segment: int, previous: int) -> Tail:
+        """Put an open segment at the end of a stream."""
+        tail = Tail(segment, self.fields, self.segment_steps)
+        slot = self.table.add(segment, stream.number, previous)
+        self.table.attach_tail(slot, tail)
+        stream.tails.append(tail)
+        return tail
+
+    def end_episode(self, stream: Stream, flags: int) -> None:
+        """Make the stream's pending row the last of its episode; an episode without steps leaves no row."""
+        tail = stream.tails[-1]
+        if tail.running.length:
+            tail.finish(flags)
+            stream.episodes += 1
+        else:
+            tail.abandon()
+        self.table.follow_tail(self.table.slot(tail.segment), tail)
+
+    def load_codings(self, txn: Reading) -> bool:
+        """Take over the fields' codings, if they are chosen yet."""
+        if self.codings:
+            return True
+        data = txn.json("meta", b"fields")
+        if data is None:
+            return False
+        if set(data) != {field.name for field in self.fields}:
+            raise CorruptStoreError(f"{self.root}: the index knows other fields: {sorted(data)}")
+        for name, coding in data.items():
+            self.codings[name] = Coding.from_json(name, coding, self.segment_steps)
+        return True
+
+    def close(self) -> None:
+        """Give back locks and files."""
+        for stream in self.streams.values():
+            self.release(stream)
+        self.residency.close()
+
+    def _load(self) -> None:
+        with self.index.read() as txn:
+            counters = txn.counters()
+            self.load_codings(txn)
+            joined = b"".join(record for _, record in txn.items("segments"))
+            for record in np.frombuffer(joined, layout.SEGMENT):
+                self._add_sealed(record)
+            self._load_streams(txn)
+            self.metadata = txn.json("meta", b"metadata") or {}
+            self._see(counters)
+
+    def _take_in(self, txn: Reading, counters: Any) -> None:
+        self.load_codings(txn)
+        if counters["evictions"] != self.seen["evictions"]:
+            alive = {int.from_bytes(key, "big") for key, _ in txn.items("segments")}
+            table = self.table
+            for slot in table.live().tolist():
+                segment = int(table.segment[slot])
+                if slot not in table.tails and segment not in alive:
+                    self.drop(segment)
+        first = layout.segment_key(int(self.seen["seals"]))
+        for _, key in txn.items("seals", start=first):
+            record = txn.array("segments", key, layout.SEGMENT)
+            if record is not None:
+                self._add_sealed(record[0])
+        self._load_streams(txn)
+        if not self.metadata_dirty:
+            self.metadata = txn.json("meta", b"metadata") or {}
+        self._see(counters)
+
+    def _see(self, counters: Any) -> None:
+        self.seen = counters
+        self.steps_evicted = int(counters["steps_evicted"])
+        self.episodes_evicted = int(counters["episodes_evicted"])
+
+    def drop(self, segment: int) -> int:
+        """Forget an evicted segment; return the slot it had."""
+        slot = self.table.slot(segment)
+        self.episodes_sealed -= int(self.table.n_ends[slot])
+        self.residency.forget(slot)
+        return self.table.remove(segment)
+
+    def take_sealed(self, record: Any) -> None:
+        """Turn a tail into the sealed segment of this record."""
+        slot = self.table.slot(int(record["segment"]))
+        self.table.detach_tail(slot)
+        self.table.fill(slot, record)
+        self.episodes_sealed += int(record["episodes"])
+
+    def _add_sealed(self, record: Any) -> None:
+        segment = int(record["segment"])
+        if segment not in self.table:
+            slot = self.table.add(segment, int(record["stream"]), int(record["previous"]))
+            self.table.fill(slot, record)
+            self.episodes_sealed += int(record["episodes"])
+        elif self.table.slot(segment) in self.table.tails:
+            stream = self.streams[int(record["stream"])]
+            if stream.lock is None:
+                stream.tails = [tail for tail in stream.tails if tail.segment != segment]
+                self.take_sealed(record)
+
+    def _load_streams(self, txn: Reading) -> None:
+        for key, payload in txn.items("streams"):
+            number = int.from_bytes(key, "big")
+            stream = self.streams.get(number)
+            if stream is None:
+                stream = self.streams[number] = Stream(number, "")
+            if stream.lock is None:
+                data = layout.open_json(layout.seal_value(payload), f"stream {number}")
+                self._load_tails(txn, stream, stream.update(data))
+
+    def _load_tails(self, txn: Reading, stream: Stream, segments: list[int]) -> None:
+        for old in list(stream.tails):
+            if old.segment not in segments:
+                # Neither sealed nor in the index: its rows were never committed.
+                self.drop(old.segment)
+                stream.tails.remove(old)
+        known = {tail.segment: tail for tail in stream.tails}
+        previous = stream.last_segment
+        for segment in segments:
+            tail = known.get(segment) or self.add_tail(stream, segment, previous)
+            prefix = layout.tail_key(stream.number, segment)
+            start = layout.tail_key(stream.number, segment, tail.rows)
+            for _, payload in txn.items("tails", prefix, start):
+                tail.apply(payload, f"the tail of stream {stream.name!r}")
+            self.table.follow_tail(self.table.slot(segment), tail)
+            previous = segment
+
+    def _named(self, name: str) -> Stream:
+        for stream in self.streams.values():
+            if stream.name == name:
+                return stream
+        with self.index.write() as txn:
+            self._load_streams(txn)
+            for stream in self.streams.values():
+                if stream.name == name:
+                    return stream
+            return self._make_stream(txn, name)
+
+    def _make_stream(self, txn: Writing, name: str) -> Stream:
+        counters = txn.counters()
+        stream = Stream(int(counters["next_stream"]), name)
+        counters["next_stream"] += 1
+        txn.put_counters(counters)
+        txn.put_json("streams", layout.stream_key(stream.number), stream.to_json([]))
+        self.streams[stream.number] = stream
+        return stream

@@ -1,0 +1,216 @@
+"""Fetch rows of one field from shards and from memory: the hot read, compiled or in plain Python.
+
+Both paths give the same bytes and the same errors. Where the compiled one is not to be had, `gather_python` serves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import Blosc, Zstd
+
+from diskreplay.errors import CorruptStoreError
+from diskreplay.storage import kernels, native
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from diskreplay.storage.fields import Coding, Field
+
+CODECS = {"none": kernels.CODEC_NONE, "zstd": kernels.CODEC_ZSTD, "lz4": kernels.CODEC_LZ4}
+_REASONS = {
+    kernels.SHORT: "is cut off",
+    kernels.DAMAGED: "is damaged (checksum)",
+    kernels.UNDECODABLE: "cannot be decoded",
+}
+_local = threading.local()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What reading a field takes to know."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    row_bytes: int
+    chunk_steps: int
+    codec: int
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Return the bytes of a decoded chunk."""
+        return self.chunk_steps * self.row_bytes
+
+    @property
+    def longest(self) -> int:
+        """Return the most bytes an encoded chunk can have."""
+        return self.chunk_bytes + self.chunk_bytes // 128 + 4096
+
+    @classmethod
+    def of(cls, item: Field, coding: Coding | None) -> Geometry:
+        """Return the geometry of a field; without a coding, of one that is only in memory yet."""
+        steps, codec = (coding.chunk_steps, CODECS[coding.codec]) if coding else (1, 0)
+        return cls(item.name, item.shape, item.dtype, item.row_bytes, steps, codec)
+
+
+@dataclass
+class Pieces:
+    """Where N rows of a field lie, in the order in which they are wanted.
+
+    Attributes:
+        geometry: The field's.
+        leading: Shape that the N rows are given, (B,) or (B, width).
+        fd, offset, length, inner: (N,); open file, the chunk's bytes in it, the row in the chunk.
+        address: (N,); address of the row in memory; 0: in the file; -1: a row of zeros.
+        inline: Rows themselves, for those positions that `inline_at` lists (worker processes).
+    """
+
+    geometry: Geometry
+    leading: tuple[int, ...]
+    fd: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    inner: NDArray[np.int32]
+    address: NDArray[np.int64]
+    inline_at: NDArray[np.int64] | None = None
+    inline: NDArray[Any] | None = field(default=None, repr=False)
+
+    def announce(self) -> None:
+        """Tell the kernel which bytes will be read soon."""
+        if native.AVAILABLE:
+            kernels.announce(self.fd, self.offset, self.length)
+        else:
+            for fd, offset, length in set(
+                zip(self.fd.tolist(), self.offset.tolist(), self.length.tolist(), strict=True)
+            ):
+                if fd >= 0:
+                    os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def fetch(self, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read the rows.
+
+        Args:
+            out: Array to fill, (*leading, *shape) of the field's dtype, contiguous; made if None.
+
+        Raises:
+            CorruptStoreError: If a chunk is short, does not match its checksum or cannot be decoded.
+        """
+        geometry = self.geometry
+        if out is None:
+            out = np.empty((*self.leading, *geometry.shape), geometry.dtype)
+        flat = out.reshape(-1).view(np.uint8)
+        status = (gather_compiled if native.AVAILABLE else gather_python)(self, flat)
+        if status >= 0:
+            position, reason = divmod(status, 4)
+            fd = int(self.fd[position])
+            path = (
+                os.readlink(f"/proc/self/fd/{fd}") if os.path.isdir("/proc/self/fd") else f"fd {fd}"
+            )  # noqa: PTH112, PTH115
+            raise CorruptStoreError(
+                f"{path}: field {geometry.name}: the chunk at byte {int(self.offset[position])} {_REASONS[reason]}",
+                path=path,
+            )
+        if self.inline_at is not None:
+            out.reshape(-1, *geometry.shape)[self.inline_at] = self.inline
+        return out
+
+    def portable(self) -> tuple[Pieces, list[str]]:
+        """Return the pieces for another process: files by number, with their paths, rows in memory as data."""
+        geometry = self.geometry
+        fds, numbers = np.unique(self.fd, return_inverse=True)
+        paths = [os.readlink(f"/proc/self/fd/{fd}") if fd >= 0 else "" for fd in fds.tolist()]  # noqa: PTH115
+        memory = np.flatnonzero(self.address > 0)
+        inline = np.empty((len(memory), *geometry.shape), geometry.dtype)
+        target = inline.ctypes.data
+        for i, address in enumerate(self.address[memory].tolist()):
+            ctypes.memmove(target + i * geometry.row_bytes, address, geometry.row_bytes)
+        address = self.address.copy()
+        address[memory] = kernels.ZERO
+        return replace(
+            self, fd=numbers.astype(np.int32), address=address, inline_at=memory, inline=inline
+        ), paths
+
+    def resolved(self, fds: Sequence[int]) -> Pieces:
+        """Return portable pieces with this process's files put in."""
+        return replace(self, fd=np.asarray(fds, np.int32)[self.fd])
+
+
+class _Scratch:
+    def __init__(self) -> None:
+        self.raw = np.empty(0, np.uint8)
+        self.decoded = np.empty(0, np.uint8)
+        self.context = native.ZstdContext()
+
+    def fit(self, geometry: Geometry) -> _Scratch:
+        if len(self.raw) < geometry.longest:
+            self.raw = np.empty(geometry.longest, np.uint8)
+        if len(self.decoded) < 2 * geometry.chunk_bytes:
+            self.decoded = np.empty(2 * geometry.chunk_bytes, np.uint8)
+        return self
+
+
+def gather_compiled(pieces: Pieces, out: NDArray[np.uint8]) -> int:
+    """Fetch rows without the GIL; return -1, or what went wrong and where, as the kernel says it."""
+    scratch = getattr(_local, "scratch", None)
+    if scratch is None:
+        scratch = _local.scratch = _Scratch()
+    geometry = pieces.geometry
+    scratch.fit(geometry)
+    return int(
+        kernels.gather(
+            pieces.fd, pieces.offset, pieces.length, pieces.inner, pieces.address,
+            geometry.row_bytes, geometry.chunk_bytes, geometry.codec,
+            out, scratch.raw, scratch.decoded, scratch.context.address,
+        )
+    )  # fmt: skip
+
+
+def gather_python(pieces: Pieces, out: NDArray[np.uint8]) -> int:
+    """Fetch rows with nothing but Python; the same bytes and the same status."""
+    geometry, size = pieces.geometry, pieces.geometry.row_bytes
+    held: dict[tuple[int, int], bytes] = {}
+    for i in range(len(pieces.fd)):
+        target, address = out[i * size : (i + 1) * size], int(pieces.address[i])
+        if address == kernels.ZERO:
+            target[:] = 0
+            continue
+        if address:
+            ctypes.memmove(target.ctypes.data, address, size)
+            continue
+        key = (int(pieces.fd[i]), int(pieces.offset[i]))
+        if key not in held:
+            length = int(pieces.length[i])
+            if length > geometry.longest:
+                return i * 4 + kernels.DAMAGED
+            data = os.pread(key[0], length, key[1])
+            if len(data) < length:
+                return i * 4 + kernels.SHORT
+            if google_crc32c.value(data[:-4]).to_bytes(4, "little") != data[-4:]:
+                return i * 4 + kernels.DAMAGED
+            try:
+                chunk = _decode(geometry.codec, data[:-4])
+            except RuntimeError:
+                return i * 4 + kernels.UNDECODABLE
+            if len(chunk) != geometry.chunk_bytes:
+                return i * 4 + kernels.UNDECODABLE
+            held = {**dict(list(held.items())[-1:]), key: chunk}
+        start = int(pieces.inner[i]) * size
+        target[:] = np.frombuffer(held[key], np.uint8, size, start)
+    return -1
+
+
+def _decode(codec: int, data: bytes) -> bytes:
+    if codec == kernels.CODEC_ZSTD:
+        return bytes(Zstd().decode(data))
+    if codec == kernels.CODEC_LZ4:
+        return bytes(Blosc().decode(data))
+    return data

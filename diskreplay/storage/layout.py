@@ -1,0 +1,194 @@
+"""Every name and record on disk; this docstring is the specification of format version 1.
+
+    name.replay/
+      zarr.json                   zarr v3 group; attributes.diskreplay: {format_version, uuid, spec, segment_steps,
+                                  capacity, compression, created}
+      steps/zarr.json             zarr v3 group
+      steps/<field>/zarr.json     zarr v3 array (rows, *shape), sharded: one shard is one segment of S = segment_steps
+                                  rows; inner chunks of chunk_steps rows, codecs [bytes, (zstd | blosc), crc32c];
+                                  shard index at the end, little-endian (offset, nbytes) u64 pairs, crc32c
+      steps/<field>/c.<s>.0...    shard of segment s; written once, renamed into place, never changed
+      index.lmdb/                 LMDB (0.9 file format): the only truth about which shards count
+      locks/                      flock(2) files: stream-<n>, sampler-<name>, layout
+
+Fields: one per leaf of the observation and the action, and
+    reward f32, terminated bool, truncated bool   what followed the action of the row
+    is_last bool                                  the row holds an episode's final observation, and no action
+    episode i64                                   step id of the episode's first row; -1 where there is no row
+
+Row t of the arrays is step id t. Segment s owns rows [s*S, (s+1)*S); a short segment leaves the rest unused, with
+episode = -1. A reader without the index finds every sealed row by episode >= 0.
+
+LMDB databases (integers in keys are big-endian; every value ends in the crc32c of what precedes it, u32 LE):
+    meta        b"counters"  COUNTERS            b"fields"  JSON {field: {codec, chunk_steps}}
+                b"metadata"  JSON, the user's
+    streams     stream u32            JSON: name, last sealed segment, segments in the tail, counts, pinned
+    segments    segment u64           SEGMENT
+    seals       seal number u64       segment u64: the order in which segments were sealed
+    files       segment u64           [FILE] * fields, in the order of `fields`
+    episodes    segment u64           [EPISODE]: the episodes whose last row lies in the segment
+    tails       stream u32, segment u64, row u32    tail record: rows committed but not sealed (see tail.py)
+    priorities  sampler name, 0, segment u64, block u16: f32 * PRIORITY_BLOCK, the raw priorities
+    samplers    sampler name          JSON: alpha, largest priority, random state, draws in flight
+    sums        sampler name, 0, segment u64    SUM: sum of priority^alpha and place in the sum tree: its upper level
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import numpy as np
+
+from diskreplay.errors import CorruptStoreError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMAT_VERSION = 1
+GROUP_KEY = "diskreplay"
+INDEX = "index.lmdb"
+STEPS = "steps"
+LOCKS = "locks"
+PRIORITY_BLOCK = 1000
+
+DATABASES = (
+    "meta", "streams", "segments", "seals", "files", "episodes", "tails", "priorities", "samplers", "sums",
+)  # fmt: skip
+
+COUNTERS = np.dtype(
+    [
+        ("commits", "<i8"),
+        ("next_segment", "<i8"),
+        ("next_stream", "<i8"),
+        ("seals", "<i8"),
+        ("evictions", "<i8"),
+        ("steps_evicted", "<i8"),
+        ("episodes_evicted", "<i8"),
+    ]
+)
+SEGMENT = np.dtype(
+    [
+        ("segment", "<i8"),
+        ("previous", "<i8"),
+        ("stream", "<i4"),
+        ("rows", "<i4"),
+        ("ends", "<i4"),
+        ("first_end", "<i4"),
+        ("last_end", "<i4"),
+        ("episodes", "<i4"),
+        ("bytes_on_disk", "<i8"),
+        ("sealed_at", "<f8"),
+        ("seal", "<i8"),
+        ("first_flags", "u1"),
+    ]
+)
+FILE = np.dtype([("length", "<i8"), ("crc32c", "<u4")])
+EPISODE = np.dtype(
+    [
+        ("first_step_id", "<i8"),
+        ("end_row", "<i4"),
+        ("length", "<i4"),
+        ("episode_return", "<f8"),
+        ("flags", "u1"),
+    ]
+)
+SUM = np.dtype([("total", "<f8"), ("block", "<i4")])
+TERMINATED, TRUNCATED, INTERRUPTED = 1, 2, 4
+
+
+def group_path(root: Path) -> Path:
+    """Return the path of the store's own zarr.json."""
+    return root / "zarr.json"
+
+
+def field_path(root: Path, field: str) -> Path:
+    """Return the folder of a field's array."""
+    return root / STEPS / field
+
+
+def shard_name(segment: int, dimensions: int) -> str:
+    """Return the file name of a segment's shard in its field's folder."""
+    return ".".join(["c", str(segment), *["0"] * (dimensions - 1)])
+
+
+def lock_path(root: Path, name: str) -> Path:
+    """Return the path of a lock file."""
+    return root / LOCKS / name
+
+
+def stream_key(stream: int) -> bytes:
+    """Return the key of a stream."""
+    return struct.pack(">I", stream)
+
+
+def segment_key(segment: int) -> bytes:
+    """Return the key of a segment (or of a seal number)."""
+    return struct.pack(">Q", segment)
+
+
+def tail_key(stream: int, segment: int, row: int | None = None) -> bytes:
+    """Return the key of the tail record that starts at `row` of an open segment; without, their common prefix."""
+    return struct.pack(">IQ", stream, segment) + (b"" if row is None else struct.pack(">I", row))
+
+
+def priority_key(sampler: str, segment: int, block: int) -> bytes:
+    """Return the key of a block of priorities."""
+    return sampler.encode() + b"\0" + struct.pack(">QH", segment, block)
+
+
+def sum_key(sampler: str, segment: int) -> bytes:
+    """Return the key of a segment's entry in the sum-tree checkpoint."""
+    return sampler.encode() + b"\0" + struct.pack(">Q", segment)
+
+
+def seal_value(payload: bytes) -> bytes:
+    """Append the checksum that every LMDB value carries; LMDB itself has none."""
+    return payload + struct.pack("<I", google_crc32c.value(payload))
+
+
+def open_value(value: bytes, what: str) -> bytes:
+    """Return a value without its checksum.
+
+    Raises:
+        CorruptStoreError: If the checksum does not match; `what` names the record.
+    """
+    payload = value[:-4]
+    if len(value) < 4 or struct.pack("<I", google_crc32c.value(payload)) != value[-4:]:
+        raise CorruptStoreError(f"index: the record of {what} is damaged (checksum)")
+    return payload
+
+
+def open_array(value: bytes, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
+    """Return a value's records as a numpy array.
+
+    Raises:
+        CorruptStoreError: If the checksum or the length does not match.
+    """
+    payload = open_value(value, what)
+    if len(payload) % dtype.itemsize:
+        raise CorruptStoreError(f"index: the record of {what} has {len(payload)} bytes")
+    return np.frombuffer(payload, dtype=dtype)
+
+
+def open_json(value: bytes, what: str) -> dict[str, Any]:
+    """Return a value's JSON object.
+
+    Raises:
+        CorruptStoreError: If the checksum does not match or it is no JSON object.
+    """
+    try:
+        data = json.loads(open_value(value, what))
+    except ValueError as err:
+        raise CorruptStoreError(f"index: the record of {what} is no JSON") from err
+    if not isinstance(data, dict):
+        raise CorruptStoreError(f"index: the record of {what} is no JSON object")
+    return data
+
+
+def json_value(data: dict[str, Any]) -> bytes:
+    """Return a JSON object as an LMDB value."""
+    return seal_value(json.dumps(data, separators=(",", ":")).encode())

@@ -1,0 +1,279 @@
+"""Turn step ids into rows: plan windows over the live segments, and fetch them.
+
+A plan says what to read and where, and nothing else: it can be executed in another thread, or sent to another
+process, which then needs neither the index nor the store.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diskreplay.errors import CorruptStoreError, StepEvictedError
+from diskreplay.experience.n_step import n_step_return
+from diskreplay.storage import kernels
+from diskreplay.storage.gather import Geometry, Pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from diskreplay.storage.fields import Field
+    from diskreplay.storage.residency import Residency
+    from diskreplay.storage.table import SegmentTable
+
+REWARD = "reward"
+
+
+@dataclass
+class WindowPlan:
+    """Where B windows lie.
+
+    Attributes:
+        step_ids: (B,).
+        n_step, gamma, frame_stack: What was asked for.
+        shared: Whether observation and next observation are columns of one array, (B, k + 1).
+        lengths: (B,) steps m of each window. terminated: (B,).
+        observations, actions: One Pieces a leaf. rewards: (B, n).
+        keep: What must live as long as the plan: open files, rows in memory.
+        paths: For each Pieces of a portable plan, the paths of its files.
+    """
+
+    step_ids: NDArray[np.int64]
+    n_step: int
+    gamma: float
+    frame_stack: int
+    shared: bool
+    lengths: NDArray[np.int64]
+    terminated: NDArray[np.bool_]
+    observations: list[Pieces]
+    actions: list[Pieces]
+    rewards: Pieces
+    keep: list[object]
+    paths: list[list[str]] | None = None
+
+    def pieces(self) -> list[Pieces]:
+        """Return every field's pieces."""
+        return [*self.observations, *self.actions, self.rewards]
+
+    def announce(self) -> None:
+        """Tell the kernel which bytes will be read soon."""
+        for pieces in self.pieces():
+            pieces.announce()
+
+    def fetch(self, buffers: Sequence[NDArray[Any]] | None = None) -> Fetched:
+        """Read everything.
+
+        Args:
+            buffers: One array an observation leaf to fill; made if None.
+
+        Raises:
+            CorruptStoreError: If stored bytes are damaged; names the file.
+        """
+        k = self.frame_stack
+        observations, following = [], []
+        for i, pieces in enumerate(self.observations):
+            rows = pieces.fetch(None if buffers is None else buffers[i])
+            first, second = (
+                (rows[:, :k], rows[:, 1:]) if self.shared else (rows[:, :k], rows[:, k:])
+            )
+            observations.append(first if k > 1 else first[:, 0])
+            following.append(second if k > 1 else second[:, 0])
+        reward, discount = n_step_return(
+            self.rewards.fetch(), self.lengths, self.terminated, gamma=self.gamma
+        )
+        return Fetched(observations, [p.fetch() for p in self.actions], reward, discount, following)
+
+    def portable(self) -> WindowPlan:
+        """Return a plan that another process can execute."""
+        moved = [pieces.portable() for pieces in self.pieces()]
+        return self._with([p for p, _ in moved], keep=[], paths=[paths for _, paths in moved])
+
+    def resolved(self, open_file: Callable[[str], int]) -> WindowPlan:
+        """Return a portable plan with its files opened by `open_file` (which returns -1 for "")."""
+        if self.paths is None:
+            return self
+        pieces = [
+            p.resolved([open_file(path) for path in paths])
+            for p, paths in zip(self.pieces(), self.paths, strict=True)
+        ]
+        return self._with(pieces, keep=[], paths=None)
+
+    def _with(
+        self, pieces: list[Pieces], *, keep: list[object], paths: list[list[str]] | None
+    ) -> WindowPlan:
+        n = len(self.observations)
+        return replace(
+            self, observations=pieces[:n], actions=pieces[n:-1], rewards=pieces[-1], keep=keep, paths=paths
+        )  # fmt: skip
+
+
+@dataclass
+class Fetched:
+    """A batch's arrays, one a leaf."""
+
+    observation: list[NDArray[Any]]
+    action: list[NDArray[Any]]
+    reward: NDArray[np.float32]
+    discount: NDArray[np.float32]
+    next_observation: list[NDArray[Any]]
+
+
+@dataclass
+class Windows:
+    """Which rows B windows take; slot and row of each, see `kernels.plan_windows`."""
+
+    slots: NDArray[np.int32]
+    rows: NDArray[np.int32]
+    shared: bool
+    window_slot: NDArray[np.int32]
+    window_row: NDArray[np.int32]
+    reward_slot: NDArray[np.int32]
+    reward_row: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    outcome: NDArray[np.uint8]
+
+
+class Reader:
+    """Plan reads over the table's segments. Not thread-safe: the caller holds the store's lock."""
+
+    def __init__(self, fields: Sequence[Field], table: SegmentTable, residency: Residency) -> None:
+        self.table = table
+        self.residency = residency
+        self.fields = {field.name: field for field in fields}
+        self.observation_names = [f.name for f in fields if f.role == "observation"]
+        self.action_names = [f.name for f in fields if f.role == "action"]
+        self._hot = [f.name for f in fields if f.hot]
+
+    def plan(
+        self,
+        step_ids: NDArray[np.int64],
+        *,
+        n_step: int,
+        gamma: float,
+        frame_stack: int,
+        pad_zeros: bool,
+    ) -> WindowPlan:
+        """Choose and find the rows of one window a step id.
+
+        Raises:
+            StepEvictedError: If a step id is not in the store, or is an episode's last row.
+            CorruptStoreError: If a segment cannot be opened.
+        """
+        windows = self.windows(
+            step_ids, n_step=n_step, frame_stack=frame_stack, pad_zeros=pad_zeros
+        )
+        window_slot, window_row = windows.window_slot, windows.window_row
+        touched = np.concatenate([window_slot.reshape(-1), windows.reward_slot.reshape(-1)])
+        keep = self.residency.need_files(touched, self._hot)
+        return WindowPlan(
+            step_ids=step_ids,
+            n_step=n_step,
+            gamma=gamma,
+            frame_stack=frame_stack,
+            shared=windows.shared,
+            lengths=windows.lengths,
+            terminated=windows.outcome == kernels.TERMINATED,
+            observations=[self.pieces(n, window_slot, window_row) for n in self.observation_names],
+            actions=[self.pieces(n, windows.slots, windows.rows) for n in self.action_names],
+            rewards=self.pieces(REWARD, windows.reward_slot, windows.reward_row),
+            keep=keep,
+        )
+
+    def windows(
+        self, step_ids: NDArray[np.int64], *, n_step: int, frame_stack: int, pad_zeros: bool
+    ) -> Windows:
+        """Choose the rows of one window a step id.
+
+        Raises:
+            StepEvictedError: If a step id is not in the store, or is an episode's last row.
+        """
+        table, size, k = self.table, len(step_ids), frame_stack
+        slots, rows = table.require(step_ids)
+        self.residency.need_ends(slots)
+        shared = n_step == 1 and k > 1
+        width = k + 1 if shared else 2 * k
+        found = Windows(
+            slots, rows, shared,
+            np.empty((size, width), np.int32), np.zeros((size, width), np.int32),
+            np.empty((size, n_step), np.int32), np.zeros((size, n_step), np.int32),
+            np.empty(size, np.int64), np.empty(size, np.uint8),
+        )  # fmt: skip
+        bad = kernels.plan_windows(
+            slots, rows, n_step, k, shared, pad_zeros, table.available, table.previous,
+            table.following, table.first_end, table.last_end, table.first_flags, table.n_ends,
+            table.ends_address, table.flags_address, found.window_slot, found.window_row,
+            found.reward_slot, found.reward_row, found.lengths, found.outcome,
+        )  # fmt: skip
+        if bad >= 0:
+            raise StepEvictedError(
+                f"step id {int(step_ids[bad])} is not a step that can be sampled: it holds an episode's "
+                "last observation, or its next observation is not there yet"
+            )
+        return found
+
+    def rows(self, name: str, slots: NDArray[np.int32], rows: NDArray[np.int32]) -> NDArray[Any]:
+        """Return one field's rows, wherever they lie; slot -1 gives zeros."""
+        keep = self.residency.need_files(slots.reshape(-1), [name])
+        out = self.pieces(name, slots, rows).fetch()
+        del keep
+        return out
+
+    def pieces(self, name: str, slots: NDArray[np.int32], rows: NDArray[np.int32]) -> Pieces:
+        """Find where rows of a field lie; their segments are open or in memory.
+
+        Raises:
+            CorruptStoreError: If a shard's index points outside its file.
+        """
+        table, places = self.table, self.table.by_field[name]
+        geometry = Geometry.of(self.fields[name], self.residency.codings.get(name))
+        flat_slots, flat_rows = slots.reshape(-1), rows.reshape(-1)
+        count = len(flat_slots)
+        fd, inner = np.empty(count, np.int32), np.zeros(count, np.int32)
+        offset, length = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        address = np.empty(count, np.int64)
+        bad = kernels.locate(
+            flat_slots, flat_rows, geometry.chunk_steps, geometry.chunk_bytes, geometry.row_bytes,
+            places.fd, places.base, places.index, places.size, fd, offset, length, inner, address,
+        )  # fmt: skip
+        if bad >= 0:
+            segment = int(table.segment[flat_slots[bad]])
+            raise CorruptStoreError(
+                f"{self.residency.root}: segment {segment}, field {name}: the shard's index points outside the file",
+                path=self.residency.root,
+            )
+        return Pieces(geometry, slots.shape, fd, offset, length, inner, address)
+
+
+class FileCache:
+    """Open files by path, for a worker process that executes portable plans."""
+
+    def __init__(self, most: int = 512) -> None:
+        self.most = most
+        self._fds: dict[str, int] = {}
+
+    def __call__(self, path: str) -> int:
+        """Return an open file descriptor; -1 for the empty path.
+
+        Raises:
+            CorruptStoreError: If the file is gone.
+        """
+        if not path:
+            return -1
+        fd = self._fds.pop(path, -1)
+        if fd < 0:
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as err:
+                raise CorruptStoreError(f"{path}: {err.strerror}", path=path) from err
+        self._fds[path] = fd
+        return fd
+
+    def trim(self) -> None:
+        """Close the files used longest ago, between two plans."""
+        while len(self._fds) > self.most:
+            os.close(self._fds.pop(next(iter(self._fds))))

@@ -1,0 +1,196 @@
+"""Which segments are open for reading: their files, shard indexes and episode ends.
+
+Bounded by open files. What is in use by a read plan stays open until the plan is gone, whatever is evicted.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diskreplay.errors import CorruptStoreError, StepEvictedError
+from diskreplay.storage import layout
+from diskreplay.storage.durable import disk_error
+from diskreplay.storage.segments import parse_shard_index, shard_index_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from diskreplay.storage.fields import Coding, Field
+    from diskreplay.storage.index import Index, Reading
+    from diskreplay.storage.table import SegmentTable
+
+MOST_FILES = 65_536
+SHARE_OF_LIMIT = 2
+
+
+class OpenSegment:
+    """The open shards of one segment; they close when the last plan that reads them is gone."""
+
+    __slots__ = ("fds", "indexes", "lengths")
+
+    def __init__(self, lengths: Mapping[str, int]) -> None:
+        self.lengths = dict(lengths)
+        self.fds: dict[str, int] = {}
+        self.indexes: dict[str, NDArray[np.uint64]] = {}
+
+    def __del__(self) -> None:
+        for fd in self.fds.values():
+            os.close(fd)
+
+
+def file_budget() -> int:
+    """Return how many shards may be open: half of what the process may open, its limit raised if allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES * SHARE_OF_LIMIT
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        ceiling = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))
+            soft = ceiling
+        except (ValueError, OSError):
+            pass
+    return MOST_FILES if soft == resource.RLIM_INFINITY else max(16, soft // SHARE_OF_LIMIT)
+
+
+class Residency:
+    """Open segments on demand and close the least recently used.
+
+    Not thread-safe: the caller holds the store's lock.
+    """
+
+    def __init__(
+        self, root: Path, fields: Sequence[Field], table: SegmentTable, index: Index
+    ) -> None:
+        self.root = root
+        self.fields = {field.name: field for field in fields}
+        self.table = table
+        self.index = index
+        self.codings: dict[str, Coding] = {}
+        self._open: dict[int, OpenSegment] = {}
+        self._files = 0
+        self._tick = 0
+        self._budget = 0
+
+    def need_ends(self, slots: NDArray[np.int32]) -> None:
+        """Have the episode ends of these slots in memory."""
+        table = self.table
+        missing = slots[(table.ends_address[slots] == 0) & (table.n_ends[slots] > 0)]
+        if not len(missing):
+            return
+        with self.index.read() as txn:
+            for slot in np.unique(missing).tolist():
+                segment = int(table.segment[slot])
+                episodes = txn.array("episodes", layout.segment_key(segment), layout.EPISODE)
+                if episodes is None or len(episodes) != table.n_ends[slot]:
+                    self._gone(txn, segment, "its episodes are missing from the index")
+                    continue
+                ends = np.ascontiguousarray(episodes["end_row"])
+                table.hold_ends(slot, ends, np.ascontiguousarray(episodes["flags"]))
+
+    def need_files(self, slots: NDArray[np.int32], names: Sequence[str]) -> list[object]:
+        """Have these fields' shards of the slots open.
+
+        Returns:
+            What must be kept as long as the files are read or the rows in memory are copied.
+        """
+        table = self.table
+        wanted = np.unique(slots[slots >= 0])
+        closed = np.zeros(len(wanted), np.bool_)
+        for name in names:
+            places = table.by_field[name]
+            closed |= (places.fd[wanted] < 0) & (places.base[wanted] == 0)
+        self._tick += 1
+        table.used[wanted] = self._tick
+        if closed.any():
+            self._make_room(int(closed.sum()) * len(names))
+            with self.index.read() as txn:
+                for slot in wanted[closed].tolist():
+                    self._open_slot(txn, slot, names)
+        tails, opened = table.tails, self._open
+        return [tails.get(slot) or opened.get(slot) for slot in wanted.tolist()]
+
+    def forget(self, slot: int) -> None:
+        """Stop offering a slot's files: its segment was evicted or the store is closing."""
+        segment = self._open.pop(slot, None)
+        if segment is not None:
+            self._files -= len(segment.fds)
+        for places in self.table.by_field.values():
+            places.fd[slot], places.index[slot], places.size[slot] = -1, 0, 0
+
+    def close(self) -> None:
+        """Close every file that no plan uses."""
+        for slot in list(self._open):
+            self.forget(slot)
+
+    def _open_slot(self, txn: Reading, slot: int, names: Sequence[str]) -> None:
+        table = self.table
+        segment = int(table.segment[slot])
+        opened = self._open.get(slot)
+        if opened is None:
+            files = txn.array("files", layout.segment_key(segment), layout.FILE)
+            if files is None or len(files) != len(self.fields):
+                self._gone(txn, segment, "its files are missing from the index")
+                return
+            opened = OpenSegment(dict(zip(self.fields, files["length"].tolist(), strict=True)))
+            self._open[slot] = opened
+        for name in names:
+            if name not in opened.fds:
+                self._open_file(txn, slot, segment, name, opened)
+
+    def _open_file(
+        self, txn: Reading, slot: int, segment: int, name: str, opened: OpenSegment
+    ) -> None:
+        field, coding = self.fields[name], self.codings[name]
+        path = layout.field_path(self.root, name) / layout.shard_name(segment, 1 + len(field.shape))
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._gone(txn, segment, f"{path} is missing")
+            return
+        except OSError as err:
+            raise disk_error(err, path) from err
+        opened.fds[name] = fd
+        self._files += 1
+        expected, length = opened.lengths[name], os.fstat(fd).st_size
+        if length != expected:
+            raise CorruptStoreError(f"{path}: {length} bytes, {expected} were committed", path=path)
+        chunks = self.table.segment_steps // coding.chunk_steps
+        size = shard_index_bytes(chunks)
+        index = parse_shard_index(os.pread(fd, size, max(0, length - size)), chunks, path)
+        places = self.table.by_field[name]
+        if coding.codec == "none" and _is_regular(index, coding.chunk_steps * field.row_bytes + 4):
+            places.index[slot] = 0
+        else:
+            opened.indexes[name] = index
+            places.index[slot] = index.ctypes.data
+        places.fd[slot], places.size[slot] = fd, length
+
+    def _gone(self, txn: Reading, segment: int, what: str) -> None:
+        if txn.get("segments", layout.segment_key(segment)) is None:
+            raise StepEvictedError(
+                f"segment {segment} was evicted by another process", hint="Call store.refresh()."
+            )
+        raise CorruptStoreError(f"{self.root}: segment {segment}: {what}", path=self.root)
+
+    def _make_room(self, files: int) -> None:
+        self._budget = self._budget or file_budget()
+        if self._files + files <= self._budget or not self._open:
+            return
+        slots = np.fromiter(self._open, np.int64)
+        oldest = slots[np.argsort(self.table.used[slots], kind="stable")]
+        for slot in oldest.tolist():
+            if self._files + files <= self._budget * 3 // 4 or self.table.used[slot] == self._tick:
+                break
+            self.forget(slot)
+
+
+def _is_regular(index: NDArray[np.uint64], length: int) -> bool:
+    offsets = np.arange(len(index), dtype=np.uint64) * np.uint64(length)
+    return bool((index[:, 0] == offsets).all() and (index[:, 1] == length).all())

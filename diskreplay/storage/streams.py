@@ -1,0 +1,72 @@
+"""What the engine knows of one stream: its tails, its counts, and whether this process writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from diskreplay.errors import CorruptStoreError
+
+if TYPE_CHECKING:
+    from diskreplay.storage.durable import FileLock
+    from diskreplay.storage.tail import Tail
+
+
+@dataclass
+class Stream:
+    """One actor's ordered steps.
+
+    Attributes:
+        number, name: The stream's.
+        last_segment: Its newest sealed segment, -1 if there is none.
+        steps, episodes: Steps and finished episodes since it was made, evicted ones included.
+        tails: Segments not sealed yet: full ones first, then the one being written.
+        lock: Held while this process writes the stream.
+        pinned: Whether eviction passes it over.
+        closing: Whether its writer is closed and the lock is held only until its rows are committed.
+    """
+
+    number: int
+    name: str
+    last_segment: int = -1
+    steps: int = 0
+    episodes: int = 0
+    pinned: bool = False
+    closing: bool = False
+    tails: list[Tail] = field(default_factory=list)
+    lock: FileLock | None = None
+
+    @property
+    def open_tail(self) -> Tail | None:
+        """Return the tail that the next row goes to, if there is one."""
+        return self.tails[-1] if self.tails else None
+
+    @property
+    def dirty(self) -> bool:
+        """Return whether something of it is not committed."""
+        return any(tail.dirty for tail in self.tails)
+
+    def to_json(self, tails: list[Tail]) -> dict[str, Any]:
+        """Return the record that goes into the index together with the rows of these tails."""
+        return {
+            "name": self.name,
+            "last_segment": self.last_segment,
+            "tails": [tail.segment for tail in tails],
+            "steps": self.steps,
+            "episodes": self.episodes,
+            "pinned": self.pinned,
+        }
+
+    def update(self, data: dict[str, Any]) -> list[int]:
+        """Take over a record from the index; return the segments in its tail.
+
+        Raises:
+            CorruptStoreError: If it is not one of `to_json`'s.
+        """
+        try:
+            self.name, self.pinned = str(data["name"]), bool(data["pinned"])
+            self.last_segment = int(data["last_segment"])
+            self.steps, self.episodes = int(data["steps"]), int(data["episodes"])
+            return [int(segment) for segment in data["tails"]]
+        except (KeyError, TypeError, ValueError) as err:
+            raise CorruptStoreError(f"index: stream {self.number}: bad record {data!r}") from err

@@ -1,0 +1,260 @@
+"""The open segment of a stream: rows in memory, and the records that make them durable.
+
+A tail holds up to S rows. Row `rows` may be pending: its observation is known, its action is not. Committed rows
+lie in LMDB as tail records until the segment is sealed. A record's payload is
+
+    header length u32 LE | header JSON | blobs, in the header's order
+
+with the header {segment, row, rows, pending, running: [first step id, length, return], blobs: [[name, codec,
+bytes]]}; observations have one row more if one is pending, and the blob "#episodes" holds the EPISODE records of
+the episodes that ended in these rows. `running` is the state after the record.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numcodecs import Zstd
+
+from diskreplay.errors import CorruptStoreError
+from diskreplay.storage import layout
+from diskreplay.storage.fields import EPISODE, IS_LAST, REWARD, TERMINATED, TRUNCATED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from diskreplay.storage.fields import Field
+
+EPISODES_BLOB = "#episodes"
+WORTH_CODING = 256
+
+
+@dataclass
+class Running:
+    """The episode a stream is in: its first step id (-1: none), its steps and rewards so far."""
+
+    first_step_id: int = -1
+    length: int = 0
+    episode_return: float = 0.0
+
+
+class Tail:
+    """The rows of one open segment, in memory.
+
+    Attributes:
+        segment: The id whose rows these are.
+        rows: Rows that are complete: they have an action, or are an episode's last.
+        pending: Whether row `rows` has an observation already.
+        committed: Rows that are durable.
+        n_ends: Episodes' last rows among them.
+        closed: Takes no more rows although there is room: it is to become a short segment.
+        running: The episode going on after the newest row.
+    """
+
+    def __init__(self, segment: int, fields: Sequence[Field], segment_steps: int) -> None:
+        self.segment = segment
+        self.segment_steps = segment_steps
+        self.fields = tuple(fields)
+        self.arrays: dict[str, NDArray[Any]] = {
+            field.name: np.empty((segment_steps, *field.shape), field.dtype) for field in fields
+        }
+        self.ends = np.empty(segment_steps, np.int32)
+        self.flags = np.empty(segment_steps, np.uint8)
+        self.episodes = np.empty(segment_steps, layout.EPISODE)
+        self.rows = 0
+        self.pending = False
+        self.n_ends = 0
+        self.running = Running()
+        self.committed = 0
+        self.closed = False
+        self._committed_pending = False
+        self._committed_ends = 0
+        self._observations = [self.arrays[f.name] for f in fields if f.role == "observation"]
+        self._actions = [self.arrays[f.name] for f in fields if f.role == "action"]
+
+    @property
+    def first_step_id(self) -> int:
+        """Return the step id of row 0."""
+        return self.segment * self.segment_steps
+
+    @property
+    def available(self) -> int:
+        """Return the rows whose observation is known."""
+        return self.rows + self.pending
+
+    @property
+    def full(self) -> bool:
+        """Return whether it takes no more rows and can be sealed."""
+        return self.closed or self.rows == self.segment_steps
+
+    @property
+    def dirty(self) -> bool:
+        """Return whether there is anything that is not committed."""
+        return self.rows > self.committed or self.pending != self._committed_pending
+
+    def observe(self, observation: Sequence[Any]) -> None:
+        """Put the observation that follows, one value a leaf; the row is pending from now on."""
+        row = self.rows
+        for array, value in zip(self._observations, observation, strict=True):
+            array[row] = value
+        if self.running.first_step_id < 0:
+            self.running = Running(self.first_step_id + row)
+        self.arrays[EPISODE][row] = self.running.first_step_id
+        self.arrays[IS_LAST][row] = False
+        self.pending = True
+
+    def act(
+        self, action: Sequence[Any], reward: float, *, terminated: bool, truncated: bool
+    ) -> int:
+        """Complete the pending row with what was done in it and what followed; return its step id."""
+        row, arrays = self.rows, self.arrays
+        for array, value in zip(self._actions, action, strict=True):
+            array[row] = value
+        arrays[REWARD][row] = reward
+        arrays[TERMINATED][row] = terminated
+        arrays[TRUNCATED][row] = truncated
+        self.running.length += 1
+        self.running.episode_return += float(reward)
+        self.rows, self.pending = row + 1, False
+        return self.first_step_id + row
+
+    def extend(
+        self,
+        observations: Sequence[NDArray[Any]],
+        actions: Sequence[NDArray[Any]],
+        rewards: NDArray[np.float32],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+    ) -> None:
+        """Append N complete rows of the running episode at once, the pending row being the first of them.
+
+        The observation that follows the last of them must be given to `observe` next.
+        """
+        row, count, arrays = self.rows, len(rewards), self.arrays
+        rows = slice(row, row + count)
+        for array, values in zip(self._observations, observations, strict=True):
+            array[rows] = values
+        for array, values in zip(self._actions, actions, strict=True):
+            array[rows] = values
+        arrays[REWARD][rows], arrays[TERMINATED][rows] = rewards, terminated
+        arrays[TRUNCATED][rows], arrays[IS_LAST][rows] = truncated, False
+        if self.running.first_step_id < 0:
+            self.running = Running(self.first_step_id + row)
+        arrays[EPISODE][rows] = self.running.first_step_id
+        self.running.length += count
+        self.running.episode_return += float(rewards.sum(dtype=np.float64))
+        self.rows, self.pending = row + count, False
+
+    def finish(self, flags: int) -> None:
+        """Make the pending row the last of its episode."""
+        row = self.rows
+        for array in self._actions:
+            array[row] = 0
+        for name in (REWARD, TERMINATED, TRUNCATED):
+            self.arrays[name][row] = 0
+        self.arrays[IS_LAST][row] = True
+        run = self.running
+        self.ends[self.n_ends], self.flags[self.n_ends] = row, flags
+        self.episodes[self.n_ends] = (
+            run.first_step_id,
+            row,
+            run.length,
+            run.episode_return,
+            flags,
+        )
+        self.n_ends += 1
+        self.rows, self.pending, self.running = row + 1, False, Running()
+
+    def abandon(self) -> None:
+        """Drop a pending row that begins an episode in which nothing was done."""
+        self.pending, self.running = False, Running()
+
+    def record(self) -> tuple[int, bytes]:
+        """Return the row at which the next tail record starts, and its payload."""
+        first, last = self.committed, self.rows
+        blobs: list[tuple[str, str, bytes]] = []
+        for field in self.fields:
+            pending = self.pending and (field.role == "observation" or field.name == EPISODE)
+            rows = self.arrays[field.name][first : last + pending]
+            data = rows.tobytes()
+            coded = Zstd(level=1).encode(data) if len(data) > WORTH_CODING else data
+            blobs.append(
+                (field.name, "zstd", coded)
+                if len(coded) < len(data)
+                else (field.name, "none", data)
+            )
+        blobs.append(
+            (EPISODES_BLOB, "none", self.episodes[self._committed_ends : self.n_ends].tobytes())
+        )
+        run = self.running
+        header = json.dumps(
+            {
+                "segment": self.segment,
+                "row": first,
+                "rows": last - first,
+                "pending": self.pending,
+                "running": [run.first_step_id, run.length, run.episode_return],
+                "blobs": [[name, codec, len(blob)] for name, codec, blob in blobs],
+            },
+            separators=(",", ":"),
+        ).encode()
+        return first, b"".join(
+            [struct.pack("<I", len(header)), header, *(blob for _, _, blob in blobs)]
+        )
+
+    def mark_committed(self) -> None:
+        """Remember that everything up to here is durable."""
+        self.committed, self._committed_ends = self.rows, self.n_ends
+        self._committed_pending = self.pending
+
+    def apply(self, payload: bytes, what: str) -> None:
+        """Append a record read from the index; it must start where the tail ends.
+
+        Raises:
+            CorruptStoreError: If it does not, or its lengths do not add up.
+        """
+        try:
+            (size,) = struct.unpack_from("<I", payload)
+            header = json.loads(payload[4 : 4 + size])
+            first, count, pending = int(header["row"]), int(header["rows"]), bool(header["pending"])
+            if header["segment"] != self.segment or first != self.rows or count < 0:
+                raise ValueError("it does not follow the rows before it")
+            if first + count + pending > self.segment_steps:
+                raise ValueError("it holds more rows than a segment")
+            shapes = {field.name: field for field in self.fields}
+            offset = 4 + size
+            for name, codec, length in header["blobs"]:
+                blob = payload[offset : offset + length]
+                offset += length
+                if name == EPISODES_BLOB:
+                    self._apply_episodes(np.frombuffer(blob, layout.EPISODE))
+                    continue
+                field = shapes.pop(name)
+                rows = count + (pending and (field.role == "observation" or name == EPISODE))
+                data = Zstd().decode(blob) if codec == "zstd" else blob
+                values = np.frombuffer(data, field.dtype).reshape((rows, *field.shape))
+                self.arrays[name][first : first + rows] = values
+            if shapes:
+                raise ValueError(f"it lacks {sorted(shapes)}")
+            if pending:
+                self.arrays[IS_LAST][first + count] = False
+            self.rows, self.pending = first + count, pending
+            self.running = Running(*header["running"])
+        except (ValueError, KeyError, TypeError, RuntimeError, struct.error) as err:
+            raise CorruptStoreError(f"index: {what} is damaged: {err}") from err
+        self.mark_committed()
+
+    def _apply_episodes(self, episodes: NDArray[Any]) -> None:
+        stop = self.n_ends + len(episodes)
+        if stop > self.segment_steps:
+            raise ValueError("it holds more episodes than rows")
+        self.episodes[self.n_ends : stop] = episodes
+        self.ends[self.n_ends : stop] = episodes["end_row"]
+        self.flags[self.n_ends : stop] = episodes["flags"]
+        self.n_ends = stop

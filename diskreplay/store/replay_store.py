@@ -1,0 +1,446 @@
+"""ReplayStore: one store, as its users see it."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from diskreplay.errors import ReadOnlyError, ReplayError, StoreLockedError
+from diskreplay.experience import Batch, SequenceBatch, StepSpec
+from diskreplay.experience.spec import build
+from diskreplay.storage import layout
+from diskreplay.storage.commit import Committer, Participant
+from diskreplay.storage.creation import create_store, describe, read_description
+from diskreplay.storage.durable import Disk
+from diskreplay.storage.engine import Engine
+from diskreplay.storage.index import Index
+from diskreplay.storage.sequences import fetch_sequences
+from diskreplay.storage.verify import Problem, verify_store
+from diskreplay.store.stats import EpisodeTable, StoreStats, collect_stats, column, episode_table
+from diskreplay.store.writer import StreamWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from diskreplay.storage.fields import Compression
+    from diskreplay.storage.reading import Fetched, WindowPlan
+
+    Mode = Literal["r", "a"]
+    Padding = Literal["first", "zeros"]
+
+
+class ReplayStore:
+    """A replay store on disk. Made by `create` or `open`; a context manager.
+
+    Steps written in this process can be sampled at once; what other processes committed, after `refresh`.
+
+    Attributes:
+        path: The store's folder.
+        mode: "r" or "a".
+        spec: What a step is.
+        segment_steps: Rows of a segment, the unit of sealing and eviction.
+        capacity: The limit beyond which the oldest segments are evicted.
+    """
+
+    def __init__(self, path: Path, mode: Mode, disk: Disk | None = None) -> None:
+        """Open the store at `path`; use `ReplayStore.open` or `ReplayStore.create`."""
+        description = read_description(path)
+        self.path = path
+        self.mode = mode
+        self.spec: StepSpec = description.spec
+        self.segment_steps = description.segment_steps
+        self.capacity = description.capacity
+        self.created = description.created
+        self._index = Index(path / layout.INDEX)
+        try:
+            if mode == "a" and not self._index.writable:
+                raise ReadOnlyError(f"{path}: no permission to write", path=path)
+            self._engine = Engine(path, self.spec, self.segment_steps, self._index, disk)
+        except BaseException:
+            self._index.close()
+            raise
+        self._committer = Committer(self._engine, description.capacity, description.compression)
+        self._participants: dict[str, weakref.ref[Participant]] = {}
+        self._writers: set[StreamWriter] = set()
+        self._closed = False
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        spec: StepSpec,
+        *,
+        capacity: int | str | None = None,
+        segment_steps: int | None = None,
+        compression: Compression = "auto",
+        metadata: dict[str, Any] | None = None,
+    ) -> ReplayStore:
+        """Make an empty store and open it for appending.
+
+        Args:
+            path: Where; by custom `name.replay`. Nothing may be there yet.
+            spec: What a step is, usually `StepSpec.from_spaces(...)`.
+            capacity: Most transitions to keep, or most bytes on disk ("200GB"), or None: keep all. Beyond it
+                the oldest segments are evicted, whole ones, so the store holds up to one segment less.
+            segment_steps: Rows of a segment. Larger: fewer files; smaller: finer eviction, and less that
+                lies in the index before it is sealed. Default: about 32 MiB of raw rows, 8,192 at most.
+            compression: "auto" tries the first segment, a field at a time; "zstd", "lz4" or "none" is taken
+                for what a batch reads.
+            metadata: A small JSON object to keep with the store.
+
+        Raises:
+            StoreExistsError: If there is something at the path.
+            ValueError: If an option is out of range.
+        """
+        where = Path(path).absolute()
+        description = describe(
+            spec, capacity=capacity, segment_steps=segment_steps, compression=compression
+        )
+        create_store(where, description, dict(metadata or {}), Disk())
+        return cls(where, "a")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, mode: Mode = "r") -> ReplayStore:
+        """Open a store, to read it (mode="r") or to append to it too (mode="a").
+
+        Raises:
+            StoreNotFoundError: If there is none at the path.
+            FormatVersionError: If it is of a format this release does not read.
+            CorruptStoreError: If it is damaged.
+            ReadOnlyError: If mode="a" and its files may not be written.
+        """
+        if mode not in ("r", "a"):
+            raise ValueError(f"mode must be 'r' or 'a', got {mode!r}")
+        return cls(Path(path).absolute(), mode)
+
+    def __len__(self) -> int:
+        with self._engine.lock:
+            return self._engine.table.transitions
+
+    @property
+    def num_episodes(self) -> int:
+        """Return how many finished episodes end in the store's live segments."""
+        with self._engine.lock:
+            tails = self._engine.table.tails.values()
+            return self._engine.episodes_sealed + sum(tail.n_ends for tail in tails)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Return the names of the streams."""
+        with self._engine.lock:
+            return tuple(stream.name for stream in self._engine.streams.values())
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Return a copy of the JSON object kept with the store."""
+        return dict(self._engine.metadata)
+
+    def update_metadata(self, changes: dict[str, Any]) -> None:
+        """Merge changes into the metadata; durable after the next commit."""
+        self._require_writable()
+        with self._engine.lock:
+            self._engine.metadata = {**self._engine.metadata, **changes}
+            self._engine.metadata_dirty = True
+
+    def writer(self, stream: str = "stream-0") -> StreamWriter:
+        """Become the writer of a stream, which is made if there is none of that name.
+
+        Raises:
+            StoreLockedError: If another writer, here or in another process, has the stream; names it.
+            ReadOnlyError: If the store was opened with mode="r".
+        """
+        self._require_writable()
+        if not isinstance(stream, str) or not 0 < len(stream.encode()) <= 200:
+            raise ValueError(f"a stream's name has 1 to 200 bytes, got {stream!r}")
+        with self._engine.lock:
+            writer = StreamWriter(self, self._engine.claim(stream))
+            self._writers.add(writer)
+        return writer
+
+    def pin(self, stream: str, *, pinned: bool = True) -> None:
+        """Keep a stream's segments from eviction (demonstrations that must stay), or let them go again."""
+        self._require_writable()
+        with self._engine.lock:
+            found = [s for s in self._engine.streams.values() if s.name == stream]
+            if not found:
+                raise ValueError(f"{self.path}: no stream {stream!r}; there are {self.streams}")
+            self._engine.pin(found[0], pinned=pinned)
+
+    def commit(self) -> None:
+        """Make everything so far durable: steps, priorities and sampler states, in one transaction.
+
+        Raises:
+            StoreFullError: If there is no room; the commit did not happen and can be tried again.
+            ReadOnlyError: If the store was opened with mode="r".
+        """
+        self._require_writable()
+        self._committer.commit(self._alive())
+
+    def seal(self) -> None:
+        """Commit, and turn the tails into segments however short, so that zarr holds every step.
+
+        Tails of streams that another process writes stay as they are. Every call can leave a short segment a
+        stream, so call it at the end of a job, not after every step.
+        """
+        self._require_writable()
+        claimed = []
+        with self._engine.lock:
+            for stream in list(self._engine.streams.values()):
+                if stream.lock is None and stream.tails:
+                    try:
+                        claimed.append(self._engine.claim(stream.name))
+                    except StoreLockedError:
+                        continue
+        try:
+            self._committer.commit(self._alive(), seal=True)
+        finally:
+            with self._engine.lock:
+                for stream in claimed:
+                    self._engine.release(stream)
+
+    def refresh(self) -> bool:
+        """Take in what other processes committed since; return whether there was anything.
+
+        Cost: one small read if nothing changed, else in proportion to what did.
+        """
+        self._require_open()
+        with self._engine.lock:
+            return self._engine.refresh()
+
+    def read(
+        self,
+        step_ids: ArrayLike,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        frame_stack: int = 1,
+        *,
+        padding: Padding = "first",
+    ) -> Batch:
+        """Read the transitions that start at these steps.
+
+        A window stays in its episode: the return sums m <= n_step rewards and stops at the episode's end, or at
+        the newest step of a running one; next_observation is m steps later. A stack of k observations ends with
+        the step's own; before the episode's first observation that one is repeated (padding="first") or zeros
+        stand (padding="zeros"). Where the rows before were evicted, the oldest row left counts as the first.
+
+        Args:
+            step_ids: (B,) int64.
+            n_step: Rewards to sum, at least 1.
+            gamma: Discount a step, in [0, 1].
+            frame_stack: k; adds an axis of length k before the observation's own, k = 1 adds none.
+            padding: What stands before an episode's first observation.
+
+        Returns:
+            A batch of numpy arrays; `weight` is 1.
+
+        Raises:
+            StepEvictedError: If a step id is not in the store, or names an episode's last observation.
+            CorruptStoreError: If stored bytes are damaged.
+        """
+        plan = self.plan(
+            step_ids, n_step=n_step, gamma=gamma, frame_stack=frame_stack, padding=padding
+        )
+        weight = np.ones(len(plan.step_ids), np.float32)
+        return self.assemble(plan, plan.fetch(), weight)
+
+    def read_sequences(self, step_ids: ArrayLike, length: int) -> SequenceBatch:
+        """Read `length` consecutive steps from each of these on, cut at the episode's end.
+
+        Raises:
+            StepEvictedError: As for `read`.
+        """
+        self._require_open()
+        ids = _ids(step_ids)
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        with self._engine.lock:
+            found = fetch_sequences(self._engine.reader, ids, length)
+        return SequenceBatch(
+            observation=build(self.spec.observation, iter(found.observation)),
+            action=build(self.spec.action, iter(found.action)),
+            reward=found.reward,
+            terminated=found.terminated,
+            truncated=found.truncated,
+            mask=found.mask,
+            weight=np.ones(len(ids), np.float32),
+            step_ids=ids,
+        )
+
+    def plan(
+        self,
+        step_ids: ArrayLike,
+        *,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        frame_stack: int = 1,
+        padding: Padding = "first",
+    ) -> WindowPlan:
+        """Find where the windows of `read` lie, to fetch them later, elsewhere; for loaders."""
+        self._require_open()
+        check_window(n_step, gamma, frame_stack, padding)
+        ids = _ids(step_ids)
+        with self._engine.lock:
+            return self._engine.reader.plan(
+                ids,
+                n_step=n_step,
+                gamma=gamma,
+                frame_stack=frame_stack,
+                pad_zeros=padding == "zeros",
+            )
+
+    def assemble(self, plan: WindowPlan, fetched: Fetched, weight: Any) -> Batch:
+        """Nest what a plan fetched as the spec is nested."""
+        return assemble(self.spec, plan, fetched, weight)
+
+    def episodes(self) -> EpisodeTable:
+        """Return the finished episodes as columns, in the order of their segments. Cost: O(episodes)."""
+        self._require_open()
+        with self._engine.lock:
+            return episode_table(self._engine)
+
+    def column(self, field: str) -> Iterator[NDArray[Any]]:
+        """Yield a field's values over the live steps, a block a segment. Cost: reads the whole field."""
+        self._require_open()
+        return column(self._engine, field)
+
+    def priorities(self, sampler: str = "prioritized") -> Iterator[NDArray[np.float32]]:
+        """Yield the committed priorities of the transitions, a block a segment; nothing if there are none."""
+        self._require_open()
+        return (p for _, p in self.load_priorities(sampler))
+
+    def load_priorities(self, sampler: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (segment, priorities of its first rows) as last committed by the sampler of that name."""
+        prefix = sampler.encode() + b"\0"
+        segment, blocks = -1, []
+        with self._index.read() as txn:
+            for key, payload in txn.items("priorities", prefix):
+                owner = int.from_bytes(key[len(prefix) : len(prefix) + 8], "big")
+                if owner != segment and blocks:
+                    yield segment, np.concatenate(blocks)
+                    blocks = []
+                segment = owner
+                blocks.append(np.frombuffer(payload, np.float32))
+        if blocks:
+            yield segment, np.concatenate(blocks)
+
+    def load_sampler(
+        self, sampler: str
+    ) -> tuple[dict[str, Any], dict[int, tuple[float, int]]] | None:
+        """Return a sampler's committed state and the upper level of its sum tree, or None."""
+        name = sampler.encode()
+        with self._index.read() as txn:
+            state = txn.json("samplers", name)
+            if state is None:
+                return None
+            sums = {}
+            for key, payload in txn.items("sums", name + b"\0"):
+                total, place = np.frombuffer(payload, layout.SUM)[0]
+                sums[int.from_bytes(key[-8:], "big")] = (float(total), int(place))
+        return state, sums
+
+    def stats(self) -> StoreStats:
+        """Describe the store: counts, sizes, rewards, returns, lengths, priorities. Cost: reads all rewards."""
+        self._require_open()
+        return collect_stats(self)
+
+    def verify(self) -> list[Problem]:
+        """Compare catalogue, files, checksums and tails; return what is wrong. Cost: reads the whole store."""
+        self._require_open()
+        return verify_store(self._engine)
+
+    def join(self, name: str, participant: Participant) -> None:
+        """Have a participant's state committed with the data; it takes the place of one of the same name."""
+        self._participants[name] = weakref.ref(participant)
+
+    def close(self) -> None:
+        """Close writers and files. What was not committed is lost."""
+        if self._closed:
+            return
+        for writer in list(self._writers):
+            writer.close()
+        self._closed = True
+        with self._engine.lock:
+            self._engine.close()
+            self._index.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self._engine.close()
+            self._index.close()
+
+    def __repr__(self) -> str:
+        state = (
+            "closed"
+            if self._closed
+            else f"{len(self):,} transitions, {self.num_episodes:,} episodes"
+        )
+        return f"ReplayStore({str(self.path)!r}, mode={self.mode!r}: {state})"
+
+    def _writer_closed(self, writer: StreamWriter) -> None:
+        self._engine.keep_until_committed(writer._stream)  # noqa: SLF001
+        self._writers.discard(writer)
+
+    def _alive(self) -> list[Participant]:
+        found = [(name, ref()) for name, ref in self._participants.items()]
+        for name, participant in found:
+            if participant is None:
+                del self._participants[name]
+        return [participant for _, participant in found if participant is not None]
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ReplayError(
+                f"{self.path}: the store is closed", path=self.path, hint="Open it again."
+            )
+
+    def _require_writable(self) -> None:
+        self._require_open()
+        if self.mode != "a":
+            raise ReadOnlyError(f"{self.path}: opened with mode='r'", path=self.path)
+
+
+def assemble(spec: StepSpec, plan: WindowPlan, fetched: Fetched, weight: Any) -> Batch:
+    """Nest a plan's arrays as the spec is nested."""
+    return Batch(
+        observation=build(spec.observation, iter(fetched.observation)),
+        action=build(spec.action, iter(fetched.action)),
+        reward=fetched.reward,
+        discount=fetched.discount,
+        next_observation=build(spec.observation, iter(fetched.next_observation)),
+        weight=weight,
+        step_ids=plan.step_ids,
+    )
+
+
+def check_window(n_step: int, gamma: float, frame_stack: int, padding: str) -> None:
+    """Check what a window is asked to be.
+
+    Raises:
+        ValueError: If an argument is out of range; names it.
+    """
+    for name, value in (("n_step", n_step), ("frame_stack", frame_stack)):
+        if isinstance(value, bool) or int(value) != value or not 1 <= value <= 1 << 16:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
+    if padding not in ("first", "zeros"):
+        raise ValueError(f"padding must be 'first' or 'zeros', got {padding!r}")
+
+
+def _ids(step_ids: ArrayLike | Sequence[int]) -> NDArray[np.int64]:
+    ids = np.asarray(step_ids)
+    if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
+        raise ValueError(f"step_ids must be a 1-d array of integers, got {ids.dtype} {ids.shape}")
+    return ids.astype(np.int64)

@@ -1,0 +1,215 @@
+"""Append steps to one stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from diskreplay.errors import SpecMismatchError, WriterStateError
+from diskreplay.experience.spec import flatten
+from diskreplay.experience.validation import check_array, check_flags, check_rewards
+from diskreplay.storage import layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from diskreplay.store.replay_store import ReplayStore
+    from diskreplay.storage.streams import Stream
+
+
+class StreamWriter:
+    """Write the ordered steps of one actor. Made by `ReplayStore.writer`; a context manager.
+
+    Steps are visible to samplers of this process at once, durable after `ReplayStore.commit`. When a segment is
+    full the store commits by itself, so that memory stays bounded.
+
+    Attributes:
+        name: The stream's name.
+    """
+
+    def __init__(self, store: ReplayStore, stream: Stream) -> None:
+        self._store = store
+        self._stream = stream
+        self._spec = store.spec
+        self._engine = store._engine  # noqa: SLF001  the writer is the store's other half
+        self._in_episode = False
+        self._closed = False
+        self.name = stream.name
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps the stream holds since it was made, evicted ones included."""
+        return self._stream.steps
+
+    @property
+    def episodes(self) -> int:
+        """Return how many episodes of the stream have ended since it was made."""
+        return self._stream.episodes
+
+    def reset(self, observation: Any) -> None:
+        """Begin an episode with its first observation; one that is going on ends as interrupted.
+
+        Raises:
+            SpecMismatchError: If the observation does not fit the spec.
+        """
+        values = self._leaves(self._spec.observation, observation, "observation")
+        with self._engine.lock:
+            self._check_open()
+            self._end_running()
+            tail = self._engine.tail_to_write(self._stream)
+            tail.observe(values)
+            self._follow()
+            self._in_episode = True
+        self._commit_if_full()
+
+    def step(
+        self, action: Any, reward: Any, terminated: Any, truncated: Any, next_observation: Any
+    ) -> int:
+        """Append what was done, what followed and the observation it led to; return the step id.
+
+        Args:
+            action: The action taken in the newest observation.
+            reward: A finite number.
+            terminated: Whether a terminal state was reached.
+            truncated: Whether the episode was cut off.
+            next_observation: The observation that followed; the episode's last if it ended.
+
+        Raises:
+            SpecMismatchError: If a value does not fit the spec; nothing is written.
+            WriterStateError: If no episode is going on, or the writer is closed.
+        """
+        self._check_open()
+        if not self._in_episode:
+            raise WriterStateError(f"stream {self.name!r}: step() outside an episode")
+        acted = self._leaves(self._spec.action, action, "action", in_space=True)
+        gain = self._checked(check_rewards, np.reshape(reward, -1), count=1)[0]
+        ended = self._checked(check_flags, "terminated", np.reshape(terminated, -1), count=1)[0]
+        cut = self._checked(check_flags, "truncated", np.reshape(truncated, -1), count=1)[0]
+        follows = self._leaves(self._spec.observation, next_observation, "observation")
+        engine, stream = self._engine, self._stream
+        with engine.lock:
+            tail = stream.tails[-1]
+            step_id = tail.act(acted, float(gain), terminated=bool(ended), truncated=bool(cut))
+            stream.steps += 1
+            if tail.full:
+                engine.table.follow_tail(engine.table.slot(tail.segment), tail)
+                tail = engine.start_tail(stream)
+            tail.observe(follows)
+            if ended or cut:
+                engine.end_episode(
+                    stream, ended * layout.TERMINATED | (cut and not ended) * layout.TRUNCATED
+                )
+                self._in_episode = False
+            self._follow()
+        self._commit_if_full()
+        return step_id
+
+    def write_episode(
+        self, observations: Any, actions: Any, rewards: Any, terminations: Any, truncations: Any
+    ) -> NDArray[np.int64]:
+        """Append a whole episode of T steps at once; return the (T,) step ids.
+
+        Args:
+            observations: T + 1 of them along the leading axis, nested as the spec is.
+            actions: T, nested as the spec is.
+            rewards: (T,).
+            terminations: (T,); only the last may be true.
+            truncations: (T,); likewise. With neither, the episode counts as interrupted.
+
+        Raises:
+            SpecMismatchError: If something does not fit; nothing is written.
+        """
+        self._check_open()
+        count = len(np.asarray(rewards))
+        gains = self._checked(check_rewards, rewards, count=count)
+        ended = self._checked(check_flags, "terminations", terminations, count=count)
+        cut = self._checked(check_flags, "truncations", truncations, count=count)
+        if count == 0:
+            raise SpecMismatchError(f"stream {self.name!r}: an episode needs at least one step")
+        early = np.flatnonzero(ended[:-1] | cut[:-1])
+        if len(early):
+            raise SpecMismatchError(
+                f"stream {self.name!r}: step {int(early[0])} of {count} ends the episode, but steps follow"
+            )
+        seen = self._leaves(self._spec.observation, observations, "observation", count=count + 1)
+        acted = self._leaves(self._spec.action, actions, "action", count=count, in_space=True)
+        engine, stream, done, ids = self._engine, self._stream, 0, []
+        with engine.lock:
+            self._check_open()
+            self._end_running()
+            while done < count:
+                tail = engine.tail_to_write(stream)
+                part = slice(done, done + min(count - done, engine.segment_steps - tail.rows))
+                ids.append(tail.first_step_id + np.arange(tail.rows, tail.rows + part.stop - done))
+                tail.extend(
+                    [values[part] for values in seen],
+                    [values[part] for values in acted],
+                    gains[part], ended[part], cut[part],
+                )  # fmt: skip
+                engine.table.follow_tail(engine.table.slot(tail.segment), tail)
+                done = part.stop
+                engine.tail_to_write(stream).observe([values[done] for values in seen])
+            stream.steps += count
+            flags = (
+                layout.TERMINATED
+                if ended[-1]
+                else layout.TRUNCATED
+                if cut[-1]
+                else layout.INTERRUPTED
+            )
+            engine.end_episode(stream, flags)
+            self._follow()
+        self._commit_if_full()
+        return np.concatenate(ids)
+
+    def close(self) -> None:
+        """End an unfinished episode as interrupted and give the stream back. Commits nothing."""
+        if self._closed:
+            return
+        with self._engine.lock:
+            self._end_running()
+            self._closed = True
+            self._store._writer_closed(self)  # noqa: SLF001
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _end_running(self) -> None:
+        tail = self._stream.open_tail
+        if tail is not None and tail.pending:
+            self._engine.end_episode(self._stream, layout.INTERRUPTED)
+            self._follow()
+        self._in_episode = False
+
+    def _follow(self) -> None:
+        tail = self._stream.tails[-1]
+        self._engine.table.follow_tail(self._engine.table.slot(tail.segment), tail)
+
+    def _commit_if_full(self) -> None:
+        if self._stream.tails[0].full:
+            self._store.commit()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise WriterStateError(
+                f"stream {self.name!r}: the writer is closed",
+                hint="Get another one from store.writer().",
+            )
+
+    def _leaves(self, tree: Any, value: Any, name: str, **options: Any) -> list[Any]:
+        specs = self._spec.observation_leaves if name == "observation" else self._spec.action_leaves
+        parts = self._checked(flatten, tree, value, name)
+        return [
+            self._checked(check_array, s, v, **options) for s, v in zip(specs, parts, strict=True)
+        ]
+
+    def _checked(self, check: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return check(*args, **options)
+        except SpecMismatchError as err:
+            where = f"stream {self.name!r}, step {self.steps}: {err}"
+            raise SpecMismatchError(where, path=self._store.path, hint=err.hint) from err
