@@ -27,7 +27,7 @@ from diskreplay.storage.durable import FileLock, FileRecord
 from diskreplay.storage.fields import Compression, choose_coding
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from diskreplay.storage.engine import Engine
     from diskreplay.storage.index import Writing
@@ -51,13 +51,13 @@ class SamplerRecord:
         name: The sampler's.
         state: JSON: random state, draws in flight, settings.
         blocks: (segment, block) -> float32 priorities, PRIORITY_BLOCK of them or fewer at the segment's end.
-        sums: segment -> (sum of priority^alpha, place in the tree).
+        sums: segment -> (sum of priority^alpha, place in the tree, rows that have a priority).
     """
 
     name: str
     state: dict[str, Any]
     blocks: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    sums: dict[int, tuple[float, int]] = field(default_factory=dict)
+    sums: dict[int, tuple[float, int, int]] = field(default_factory=dict)
 
 
 class Participant(Protocol):
@@ -179,7 +179,7 @@ class Committer:
                 evicted = self._evict(txn, counters, jobs)
                 for _, record in records:
                     if record is not None:
-                        _put_sampler(txn, record, set(evicted))
+                        _put_sampler(txn, record, self._gone(txn, evicted))
                 if engine.metadata_dirty:
                     txn.put_json("meta", b"metadata", engine.metadata)
                 counters["commits"] += 1
@@ -209,6 +209,17 @@ class Committer:
         engine.steps_evicted = int(counters["steps_evicted"])
         engine.episodes_evicted = int(counters["episodes_evicted"])
         return evicted
+
+    def _gone(self, txn: Writing, evicted: list[int]) -> Callable[[int], bool]:
+        """Return a test for segments that are not there any more, here or through another process."""
+        table, dropped = self.engine.table, set(evicted)
+        in_memory = {int(table.segment[slot]) for slot in table.tails}
+
+        def gone(segment: int) -> bool:
+            key = layout.segment_key(segment)
+            return segment in dropped or (segment not in in_memory and txn.get("segments", key) is None)
+
+        return gone
 
     def _put_segment(self, txn: Writing, job: _Job, counters: Any) -> None:
         tail, stream, key = job.tail, job.stream, layout.segment_key(job.tail.segment)
@@ -278,12 +289,12 @@ class Committer:
         return evicted
 
 
-def _put_sampler(txn: Writing, record: SamplerRecord, evicted: set[int]) -> None:
+def _put_sampler(txn: Writing, record: SamplerRecord, gone: Callable[[int], bool]) -> None:
     txn.put_json("samplers", record.name.encode(), record.state)
     for (segment, block), payload in record.blocks.items():
-        if segment not in evicted:
+        if not gone(segment):
             txn.put("priorities", layout.priority_key(record.name, segment, block), payload)
-    for segment, (total, place) in record.sums.items():
-        if segment not in evicted:
-            value = np.array([(total, place)], layout.SUM)
+    for segment, entry in record.sums.items():
+        if not gone(segment):
+            value = np.array([entry], layout.SUM)
             txn.put("sums", layout.sum_key(record.name, segment), value.tobytes())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -54,6 +55,7 @@ class Engine:
         self.reader = Reader(self.fields, self.table, self.residency)
         self.writer = SegmentWriter(root, self.fields, segment_steps, self.disk)
         self.streams: dict[int, Stream] = {}
+        self._sampler_locks: dict[str, FileLock] = {}
         self.metadata: dict[str, Any] = {}
         self.metadata_dirty = False
         self.codings: dict[str, Coding] = self.residency.codings
@@ -174,8 +176,21 @@ class Engine:
             self.codings[name] = Coding.from_json(name, coding, self.segment_steps)
         return True
 
+    def claim_sampler(self, name: str) -> None:
+        """Become the process that owns a sampler's priorities.
+
+        Raises:
+            StoreLockedError: If another process does; names it.
+        """
+        if name not in self._sampler_locks:
+            path = layout.lock_path(self.root, f"sampler-{quote(name, safe='')}")
+            self._sampler_locks[name] = FileLock(path, f"{self.root}: sampler {name!r}").acquire()
+
     def close(self) -> None:
         """Give back locks and files."""
+        for lock in self._sampler_locks.values():
+            lock.release()
+        self._sampler_locks.clear()
         for stream in self.streams.values():
             self.release(stream)
         self.residency.close()

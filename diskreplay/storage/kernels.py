@@ -144,6 +144,24 @@ def _walk(slot, row, available, previous, following, out_slot, out_row, i, j):
 
 
 @njit(nogil=True, cache=True)
+def nth_steps(slots, nth, n_ends, ends_address):
+    """Return the row of each slot's nth step that can be sampled, (B,), counting from 0."""
+    rows = np.empty(len(slots), np.int32)
+    for i in range(len(slots)):
+        low, high = 0, n_ends[slots[i]]
+        if high > 0:
+            ends = carray(_pointer(ends_address[slots[i]]), (high,), np.int32)
+            while low < high:
+                middle = (low + high) // 2
+                if ends[middle] - middle > nth[i]:
+                    high = middle
+                else:
+                    low = middle + 1
+        rows[i] = nth[i] + low
+    return rows
+
+
+@njit(nogil=True, cache=True)
 def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, indexes, sizes,
            out_fd, out_offset, out_length, out_inner, out_address):  # fmt: skip
     """Find where each row of one field lies: in memory, or in which chunk of which shard.

@@ -30,7 +30,7 @@ LMDB databases (integers in keys are big-endian; every value ends in the crc32c 
     tails       stream u32, segment u64, row u32    tail record: rows committed but not sealed (see tail.py)
     priorities  sampler name, 0, segment u64, block u16: f32 * PRIORITY_BLOCK, the raw priorities
     samplers    sampler name          JSON: alpha, largest priority, random state, draws in flight
-    sums        sampler name, 0, segment u64    SUM: sum of priority^alpha and place in the sum tree: its upper level
+    sums        sampler name, 0, segment u64    SUM: sum of priority^alpha, place in the tree, rows: its upper level
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ EPISODE = np.dtype(
         ("flags", "u1"),
     ]
 )
-SUM = np.dtype([("total", "<f8"), ("block", "<i4")])
+SUM = np.dtype([("total", "<f8"), ("place", "<i4"), ("rows", "<i4")])
 TERMINATED, TRUNCATED, INTERRUPTED = 1, 2, 4
 
 

@@ -216,6 +216,28 @@ class Reader:
             )
         return found
 
+    def step_ids_of(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the step ids of the transitions of these ranks, counted in the order of step ids.
+
+        Args:
+            ranks: (B,), each in [0, transitions).
+        """
+        table = self.table
+        live = table.live()
+        until = np.cumsum(table.rows[live] - table.n_ends[live], dtype=np.int64)
+        place = np.searchsorted(until, ranks, side="right")
+        slots = live[place].astype(np.int32)
+        nth = ranks - np.concatenate([[0], until])[place]
+        self.residency.need_ends(slots)
+        return table.step_ids(slots, kernels.nth_steps(slots, nth, table.n_ends, table.ends_address))
+
+    def final_rows(self, segment: int) -> NDArray[np.int32]:
+        """Return the rows of a live segment that hold an episode's last observation."""
+        slot = self.table.slot(segment)
+        self.residency.need_ends(np.array([slot], np.int32))
+        ends = self.table.ends.get(slot)
+        return np.empty(0, np.int32) if ends is None else ends[: self.table.n_ends[slot]]
+
     def rows(self, name: str, slots: NDArray[np.int32], rows: NDArray[np.int32]) -> NDArray[Any]:
         """Return one field's rows, wherever they lie; slot -1 gives zeros."""
         keep = self.residency.need_files(slots.reshape(-1), [name])

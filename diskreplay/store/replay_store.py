@@ -18,12 +18,19 @@ from diskreplay.storage.creation import create_store, describe, read_description
 from diskreplay.storage.durable import Disk
 from diskreplay.storage.engine import Engine
 from diskreplay.storage.index import Index
+from diskreplay.storage.priorities import (
+    SamplerCheckpoint,
+    load_priorities,
+    load_sampler,
+    sampler_segments,
+)
 from diskreplay.storage.sequences import fetch_sequences
 from diskreplay.storage.verify import Problem, verify_store
 from diskreplay.store.stats import EpisodeTable, StoreStats, collect_stats, column, episode_table
 from diskreplay.store.writer import StreamWriter
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
@@ -314,35 +321,61 @@ class ReplayStore:
         self._require_open()
         return (p for _, p in self.load_priorities(sampler))
 
-    def load_priorities(self, sampler: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield (segment, priorities of its first rows) as last committed by the sampler of that name."""
-        prefix = sampler.encode() + b"\0"
-        segment, blocks = -1, []
-        with self._index.read() as txn:
-            for key, payload in txn.items("priorities", prefix):
-                owner = int.from_bytes(key[len(prefix) : len(prefix) + 8], "big")
-                if owner != segment and blocks:
-                    yield segment, np.concatenate(blocks)
-                    blocks = []
-                segment = owner
-                blocks.append(np.frombuffer(payload, np.float32))
-        if blocks:
-            yield segment, np.concatenate(blocks)
+    @property
+    def lock(self) -> threading.RLock:
+        """Return the lock that guards the store's tables, for samplers."""
+        return self._engine.lock
 
-    def load_sampler(
-        self, sampler: str
-    ) -> tuple[dict[str, Any], dict[int, tuple[float, int]]] | None:
-        """Return a sampler's committed state and the upper level of its sum tree, or None."""
-        name = sampler.encode()
+    @property
+    def version(self) -> int:
+        """Return a number that changes whenever steps come or go in this process's view."""
+        return self._engine.table.version
+
+    def live_segments(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the live segments' ids, ascending, and how many complete rows each has. Cost: O(segments)."""
+        table = self._engine.table
+        live = table.live()
+        return table.segment[live], table.rows[live].astype(np.int64)
+
+    def final_rows(self, segment: int) -> NDArray[np.int32]:
+        """Return the rows of a live segment that hold an episode's last observation and cannot be sampled."""
+        return self._engine.reader.final_rows(segment)
+
+    def step_ids_of(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the step ids of the transitions of these ranks, counted in the order of step ids."""
+        return self._engine.reader.step_ids_of(ranks)
+
+    def priorities(self, sampler: str = "prioritized") -> Iterator[NDArray[np.float32]]:
+        """Yield the committed priorities of the transitions, a block a segment; nothing if there are none."""
+        self._require_open()
         with self._index.read() as txn:
-            state = txn.json("samplers", name)
-            if state is None:
-                return None
-            sums = {}
-            for key, payload in txn.items("sums", name + b"\0"):
-                total, place = np.frombuffer(payload, layout.SUM)[0]
-                sums[int.from_bytes(key[-8:], "big")] = (float(total), int(place))
-        return state, sums
+            for segment in sampler_segments(txn, sampler):
+                values = load_priorities(txn, sampler, segment)
+                yield values[values >= 0]
+
+    def load_sampler(self, sampler: str) -> SamplerCheckpoint | None:
+        """Return what the sampler of that name committed last, or None."""
+        self._require_open()
+        with self._index.read() as txn:
+            return load_sampler(txn, sampler)
+
+    def load_priorities(self, sampler: str, segment: int) -> NDArray[np.float32]:
+        """Return the committed priorities of a segment's first rows; -1 where a row cannot be sampled."""
+        with self._index.read() as txn:
+            return load_priorities(txn, sampler, segment)
+
+    def join(self, name: str, participant: Participant, *, exclusive: bool) -> None:
+        """Have a participant's state committed with the data; it takes the place of one of the same name.
+
+        Raises:
+            StoreLockedError: If `exclusive` and another process has a participant of that name.
+        """
+        if self.mode != "a":
+            return
+        with self._engine.lock:
+            if exclusive:
+                self._engine.claim_sampler(name)
+            self._participants[name] = weakref.ref(participant)
 
     def stats(self) -> StoreStats:
         """Describe the store: counts, sizes, rewards, returns, lengths, priorities. Cost: reads all rewards."""
@@ -353,10 +386,6 @@ class ReplayStore:
         """Compare catalogue, files, checksums and tails; return what is wrong. Cost: reads the whole store."""
         self._require_open()
         return verify_store(self._engine)
-
-    def join(self, name: str, participant: Participant) -> None:
-        """Have a participant's state committed with the data; it takes the place of one of the same name."""
-        self._participants[name] = weakref.ref(participant)
 
     def close(self) -> None:
         """Close writers and files. What was not committed is lost."""

@@ -106,8 +106,7 @@ def column(engine: Engine, field: str) -> Iterator[NDArray[Any]]:
                 continue
             slot = engine.table.slot(segment)
             slots = np.full(int(engine.table.rows[slot]), slot, np.int32)
-            engine.residency.need_ends(slots[:1])
-            ends = engine.table.ends.get(slot, np.empty(0, np.int32))[: engine.table.n_ends[slot]]
+            ends = engine.reader.final_rows(segment).copy()
             values = engine.reader.rows(field, slots, np.arange(len(slots), dtype=np.int32))
         yield np.delete(values, ends, axis=0)
 

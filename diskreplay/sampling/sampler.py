@@ -1,0 +1,161 @@
+"""What all samplers share: a random state that is committed with the store, and draws in flight."""
+
+from __future__ import annotations
+
+import base64
+from abc import ABC, abstractmethod
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diskreplay.errors import NotEnoughStepsError, SpecMismatchError
+from diskreplay.storage.commit import SamplerRecord
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from diskreplay.store import ReplayStore
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """A batch's step ids, (B,) int64, and importance weights, (B,) float32."""
+
+    step_ids: NDArray[np.int64]
+    weight: NDArray[np.float32]
+
+    def to_json(self) -> list[str]:
+        """Return the arrays' bytes as text."""
+        return [base64.b85encode(a.tobytes()).decode() for a in (self.step_ids, self.weight)]
+
+    @classmethod
+    def from_json(cls, data: list[str]) -> Draw:
+        """Build from `to_json`'s list."""
+        ids, weight = (base64.b85decode(text) for text in data)
+        return cls(np.frombuffer(ids, np.int64).copy(), np.frombuffer(weight, np.float32).copy())
+
+
+class Sampler(ABC):
+    """Draw batches of step ids from a store.
+
+    Same seed, same store, same calls: same batches. The state is written by every `store.commit()` in the same
+    transaction as the data; a sampler made with `resume=True` goes on from there, draws in flight included.
+
+    Args:
+        store: The store.
+        seed: Where the random numbers begin; None: anywhere.
+        name: Under which name the state is kept.
+        resume: Go on from the committed state, if there is one. Default: if no seed is given.
+    """
+
+    exclusive = False
+
+    def __init__(
+        self, store: ReplayStore, *, seed: int | None, name: str, resume: bool | None = None
+    ) -> None:
+        if not name or "\0" in name or len(name.encode()) > 100:
+            raise ValueError(f"a sampler's name has 1 to 100 bytes, got {name!r}")
+        self.store = store
+        self.name = name
+        self.batches = 0
+        self._random = np.random.default_rng(seed)
+        self._in_flight: deque[Draw] = deque()
+        self._drawn_before: deque[Draw] = deque()
+        with store.lock:
+            store.join(name, self, exclusive=self.exclusive)
+            self._start()
+            checkpoint = store.load_sampler(name) if (seed is None if resume is None else resume) else None
+            if checkpoint is not None:
+                self.load_state_dict(checkpoint.state)
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Get ready to draw; called once, with the store's lock held."""
+
+    @abstractmethod
+    def _draw(self, batch_size: int) -> Draw:
+        """Draw from the live steps; called with the store's lock held."""
+
+    def draw(self, batch_size: int) -> Draw:
+        """Draw a batch, with replacement: it may be larger than the store.
+
+        Raises:
+            NotEnoughStepsError: If there is nothing to draw.
+        """
+        return self.delivered(self.draw_ahead(batch_size))
+
+    def draw_ahead(self, batch_size: int) -> Draw:
+        """Draw a batch that is to be delivered later: until then it is part of the sampler's state."""
+        if isinstance(batch_size, bool) or int(batch_size) != batch_size or not 1 <= batch_size <= 1 << 24:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        with self.store.lock:
+            draw = None
+            if self._drawn_before:
+                draw = self._drawn_before.popleft()
+                if len(draw.step_ids) != batch_size:
+                    self._drawn_before.clear()
+                    draw = None
+            if draw is None:
+                if not len(self.store):
+                    raise NotEnoughStepsError(f"{self.store.path}: no transition to sample yet")
+                draw = self._draw(int(batch_size))
+                self.batches += 1
+            self._in_flight.append(draw)
+            return draw
+
+    def delivered(self, draw: Draw) -> Draw:
+        """Note that a batch drawn ahead reached its user."""
+        with self.store.lock:
+            self._in_flight = deque(other for other in self._in_flight if other is not draw)
+        return draw
+
+    def replaced(self, draw: Draw) -> Draw:
+        """Take a batch that was mended (evicted steps drawn again) as one drawn ahead."""
+        with self.store.lock:
+            self._in_flight.append(draw)
+        return draw
+
+    def recall(self) -> None:
+        """Put back, in order, what was drawn ahead and not delivered, to be drawn again next."""
+        with self.store.lock:
+            self._drawn_before = self._in_flight + self._drawn_before
+            self._in_flight = deque()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as a JSON object: random numbers, batches drawn, draws in flight."""
+        with self.store.lock:
+            waiting = [*self._in_flight, *self._drawn_before]
+            return {
+                "kind": type(self).__name__,
+                "random": self._random.bit_generator.state,
+                "batches": self.batches,
+                "in_flight": [draw.to_json() for draw in waiting],
+            }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `state_dict` returned.
+
+        Raises:
+            SpecMismatchError: If it is another kind of sampler's, or damaged.
+        """
+        with self.store.lock:
+            try:
+                if state["kind"] != type(self).__name__:
+                    raise SpecMismatchError(
+                        f"sampler {self.name!r}: the state is of a {state['kind']}, this is a {type(self).__name__}"
+                    )
+                self._random.bit_generator.state = state["random"]
+                self.batches = int(state["batches"])
+                self._drawn_before = deque(Draw.from_json(draw) for draw in state["in_flight"])
+            except (KeyError, TypeError, ValueError) as err:
+                raise SpecMismatchError(f"sampler {self.name!r}: not a sampler's state: {err!r}") from err
+            self._in_flight = deque()
+
+    def collect(self) -> SamplerRecord:
+        """Return what is to be committed with the data."""
+        return SamplerRecord(self.name, self.state_dict())
+
+    def committed(self) -> None:
+        """Hear that what was collected is durable."""

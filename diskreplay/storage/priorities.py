@@ -1,0 +1,62 @@
+"""Read back what a sampler committed: its state, the upper level of its sum tree, its priorities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diskreplay.storage import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from diskreplay.storage.index import Reading
+
+
+@dataclass(frozen=True)
+class SamplerCheckpoint:
+    """What a sampler committed.
+
+    Attributes:
+        state: Its JSON state.
+        segments: (n,) segments that have priorities, ascending.
+        totals: (n,) float64 sums of priority^alpha.
+        places: (n,) block of each in the sum tree.
+        rows: (n,) rows of each that have a priority.
+    """
+
+    state: dict[str, Any]
+    segments: NDArray[np.int64]
+    totals: NDArray[np.float64]
+    places: NDArray[np.int32]
+    rows: NDArray[np.int32]
+
+
+def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
+    """Return what the sampler of that name committed last, or None. Cost: O(segments), not O(rows)."""
+    state = txn.json("samplers", name.encode())
+    if state is None:
+        return None
+    keys, values = [], []
+    for key, payload in txn.items("sums", name.encode() + b"\0"):
+        keys.append(key[-8:])
+        values.append(payload)
+    sums = np.frombuffer(b"".join(values), layout.SUM)
+    segments = np.frombuffer(b"".join(keys), ">u8").astype(np.int64)
+    return SamplerCheckpoint(state, segments, sums["total"], sums["place"], sums["rows"])
+
+
+def load_priorities(txn: Reading, name: str, segment: int) -> NDArray[np.float32]:
+    """Return the priorities of a segment's first rows; -1 where a row cannot be sampled."""
+    prefix = name.encode() + b"\0" + layout.segment_key(segment)
+    return np.frombuffer(b"".join(p for _, p in txn.items("priorities", prefix)), np.float32)
+
+
+def sampler_segments(txn: Reading, name: str) -> Iterator[int]:
+    """Yield the segments for which the sampler committed priorities."""
+    for key, _ in list(txn.items("sums", name.encode() + b"\0")):
+        yield int.from_bytes(key[-8:], "big")
