@@ -74,7 +74,8 @@ class Participant(Protocol):
 class _Job:
     stream: Stream
     tail: Tail
-    files: list[FileRecord]
+    files: list[FileRecord] = field(default_factory=list)
+    checks: bytes = b""
     record: Any = None
 
 
@@ -109,7 +110,7 @@ class Committer:
                 if seal:
                     self._close_tails()
                 jobs = [
-                    _Job(stream, tail, [])
+                    _Job(stream, tail)
                     for stream in engine.streams.values()
                     if stream.lock is not None
                     for tail in stream.tails
@@ -118,7 +119,10 @@ class Committer:
             if jobs:
                 self._choose_codings(jobs)
             for job in jobs:
-                job.files = engine.writer.write(job.tail.segment, job.tail.arrays, job.tail.rows)
+                tail = job.tail
+                job.files, job.checks = engine.writer.write(
+                    tail.segment, tail.arrays, tail.rows, engine.codings
+                )
             with engine.lock:
                 evicted = self._transact(jobs, participants)
             for segment in evicted:
@@ -236,6 +240,7 @@ class Committer:
         files = np.array([tuple(item) for item in job.files], layout.FILE)
         txn.put("segments", key, record.tobytes())
         txn.put("files", key, files.tobytes())
+        txn.put("checks", key, job.checks)
         txn.put("episodes", key, tail.episodes[: tail.n_ends].tobytes())
         txn.put("seals", layout.segment_key(int(counters["seals"])), key)
         counters["seals"] += 1
@@ -278,7 +283,7 @@ class Committer:
                 counters["episodes_evicted"] += int(table.n_ends[slot])
                 counters["evictions"] += 1
                 txn.delete("seals", layout.segment_key(int(record[0]["seal"])))
-                for database in ("segments", "files", "episodes"):
+                for database in ("segments", "files", "checks", "episodes"):
                     txn.delete(database, key)
                 for name, _ in list(txn.items("samplers")):
                     txn.delete("sums", layout.sum_key(name.decode(), segment))

@@ -72,14 +72,8 @@ def describe(
     if compression not in COMPRESSIONS:
         raise ValueError(f"compression must be one of {COMPRESSIONS}, got {compression!r}")
     steps = default_segment_steps(spec, limit.steps) if segment_steps is None else segment_steps
-    if (
-        isinstance(steps, bool)
-        or not isinstance(steps, int)
-        or not 1 <= steps <= MOST_SEGMENT_STEPS
-    ):
-        raise ValueError(
-            f"segment_steps must be in [1, {MOST_SEGMENT_STEPS}], got {segment_steps!r}"
-        )
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_SEGMENT_STEPS:
+        raise ValueError(f"segment_steps must be in [1, {MOST_SEGMENT_STEPS}], got {segment_steps!r}")
     if limit.steps is not None and steps > limit.steps:
         raise ValueError(f"capacity {limit.steps} is below one segment of {steps} steps")
     return Description(spec, steps, limit, compression, uuid.uuid4().hex, time.time())
@@ -105,17 +99,13 @@ def parse_capacity(capacity: int | str | None) -> Capacity:
                 return Capacity(size_bytes=size)
         elif capacity.strip().isdigit():
             return parse_capacity(int(capacity))
-        raise ValueError(
-            f"capacity must be a number of transitions or a size like '200GB', got {capacity!r}"
-        )
+        raise ValueError(f"capacity must be a number of transitions or a size like '200GB', got {capacity!r}")
     if isinstance(capacity, bool) or int(capacity) != capacity or not 0 < capacity < 1 << 62:
         raise ValueError(f"capacity must be a positive number of transitions, got {capacity!r}")
     return Capacity(steps=int(capacity))
 
 
-def create_store(
-    path: Path, description: Description, metadata: dict[str, Any], disk: Disk
-) -> None:
+def create_store(path: Path, description: Description, metadata: dict[str, Any], disk: Disk) -> None:
     """Make the folder of an empty store: under a temporary name, synced, renamed.
 
     Raises:
@@ -130,9 +120,7 @@ def create_store(
     try:
         disk.make_directory(partial)
         disk.make_directory(partial / layout.LOCKS)
-        writer = SegmentWriter(
-            partial, fields_of(description.spec), description.segment_steps, disk
-        )
+        writer = SegmentWriter(partial, fields_of(description.spec), description.segment_steps, disk)
         writer.create_group(description.to_json())
         index = Index(partial / layout.INDEX, create=True)
         try:
@@ -164,11 +152,7 @@ def read_description(path: Path) -> Description:
     """
     if not path.exists():
         raise StoreNotFoundError(f"{path}: no such store", path=path)
-    if (
-        not path.is_dir()
-        or not (path / layout.INDEX).is_dir()
-        and not layout.group_path(path).is_file()
-    ):
+    if not path.is_dir() or not (path / layout.INDEX).is_dir() and not layout.group_path(path).is_file():
         raise StoreNotFoundError(f"{path}: not a replay store", path=path)
     data = read_attributes(path)
     version = data.get("format_version")

@@ -16,11 +16,11 @@ import os
 import socket
 import time
 import uuid
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import google_crc32c
 from zarr.storage import LocalStore
 
 from diskreplay.errors import ReplayError, StoreFullError, StoreLockedError
@@ -36,7 +36,7 @@ class FileRecord(NamedTuple):
     """What the catalogue keeps of a file, to recognise it by."""
 
     length: int
-    crc32c: int
+    crc32: int
 
 
 def disk_error(err: OSError, path: str | os.PathLike[str]) -> ReplayError:
@@ -72,7 +72,7 @@ class Disk:
             with contextlib.suppress(OSError):
                 partial.unlink()
             raise disk_error(err, path) from err
-        return FileRecord(len(view), google_crc32c.value(bytes(view)))
+        return FileRecord(len(view), zlib.crc32(view))
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""
@@ -104,17 +104,15 @@ class Disk:
 
 
 class DurableStore(LocalStore):
-    """A zarr store on the local disk that syncs what it writes and remembers each file's length and crc.
+    """A zarr store on the local disk that syncs what it writes and remembers it until it is asked.
 
     zarr's own LocalStore renames but never syncs: after a power cut none of its chunks need be there.
     """
 
-    def __init__(
-        self, root: Path | str, *, read_only: bool = False, disk: Disk | None = None
-    ) -> None:
+    def __init__(self, root: Path | str, *, read_only: bool = False, disk: Disk | None = None) -> None:
         super().__init__(root, read_only=read_only)
         self.disk = disk or Disk()
-        self.written: dict[str, FileRecord] = {}
+        self.written: dict[str, tuple[FileRecord, memoryview]] = {}
 
     def with_read_only(self, read_only: bool = False) -> Self:
         """Return the same store, read-only or not."""
@@ -125,7 +123,8 @@ class DurableStore(LocalStore):
         self._check_writable()
         path = Path(self.root) / key
         self.disk.make_directory(path.parent)
-        self.written[key] = self.disk.write_file(path, value.as_buffer_like())
+        data = memoryview(value.as_buffer_like()).cast("B")
+        self.written[key] = self.disk.write_file(path, data), data
         self.disk.sync_directory(path.parent)
 
     async def set(self, key: str, value: Buffer) -> None:
@@ -166,9 +165,7 @@ class FileLock:
                 who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
                 os.close(fd)
                 raise StoreLockedError(f"{self.what} is held by {who}", path=self.path) from err
-            raise StoreLockedError(
-                f"{self.what} is held by another process", path=self.path
-            ) from err
+            raise StoreLockedError(f"{self.what} is held by another process", path=self.path) from err
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         holder_text = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
         os.ftruncate(fd, 0)

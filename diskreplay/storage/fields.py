@@ -87,10 +87,7 @@ class Coding:
 def fields_of(spec: StepSpec) -> tuple[Field, ...]:
     """List the arrays in which steps of this spec are stored, in their fixed order."""
     return (
-        *(
-            Field(a.name, a.shape, a.dtype, "observation", hot=True)
-            for a in spec.observation_leaves
-        ),
+        *(Field(a.name, a.shape, a.dtype, "observation", hot=True) for a in spec.observation_leaves),
         *(Field(a.name, a.shape, a.dtype, "action", hot=True) for a in spec.action_leaves),
         Field(REWARD, (), "float32", "outcome", hot=True),
         Field(TERMINATED, (), "bool", "outcome", hot=False),
@@ -123,9 +120,7 @@ def choose_coding(
     if not field.hot:
         return Coding("zstd", _chunk(field.row_bytes, COLD_CHUNK_BYTES, segment_steps))
     raw = Coding("none", _chunk(field.row_bytes, RAW_CHUNK_BYTES, segment_steps))
-    steps = _chunk(
-        field.row_bytes, CODED_CHUNK_BYTES if field.row_bytes > 512 else 4096, segment_steps
-    )
+    steps = _chunk(field.row_bytes, CODED_CHUNK_BYTES if field.row_bytes > 512 else 4096, segment_steps)
     if compression == "none":
         return raw
     if compression in ("zstd", "lz4"):

@@ -69,7 +69,8 @@ class Pieces:
     Attributes:
         geometry: The field's.
         leading: Shape that the N rows are given, (B,) or (B, width).
-        fd, offset, length, inner: (N,); open file, the chunk's bytes in it, the row in the chunk.
+        fd, offset, length, inner, check: (N,); open file, the chunk's bytes in it, the row in the chunk, the
+            crc32c it must have.
         address: (N,); address of the row in memory; 0: in the file; -1: a row of zeros.
         inline: Rows themselves, for those positions that `inline_at` lists (worker processes).
     """
@@ -80,6 +81,7 @@ class Pieces:
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
     inner: NDArray[np.int32]
+    check: NDArray[np.uint32]
     address: NDArray[np.int64]
     inline_at: NDArray[np.int64] | None = None
     inline: NDArray[Any] | None = field(default=None, repr=False)
@@ -112,9 +114,7 @@ class Pieces:
         if status >= 0:
             position, reason = divmod(status, 4)
             fd = int(self.fd[position])
-            path = (
-                os.readlink(f"/proc/self/fd/{fd}") if os.path.isdir("/proc/self/fd") else f"fd {fd}"
-            )  # noqa: PTH112, PTH115
+            path = os.readlink(f"/proc/self/fd/{fd}") if os.path.isdir("/proc/self/fd") else f"fd {fd}"  # noqa: PTH112, PTH115
             raise CorruptStoreError(
                 f"{path}: field {geometry.name}: the chunk at byte {int(self.offset[position])} {_REASONS[reason]}",
                 path=path,
@@ -167,7 +167,7 @@ def gather_compiled(pieces: Pieces, out: NDArray[np.uint8]) -> int:
     scratch.fit(geometry)
     return int(
         kernels.gather(
-            pieces.fd, pieces.offset, pieces.length, pieces.inner, pieces.address,
+            pieces.fd, pieces.offset, pieces.length, pieces.inner, pieces.check, pieces.address,
             geometry.row_bytes, geometry.chunk_bytes, geometry.codec,
             out, scratch.raw, scratch.decoded, scratch.context.address,
         )
@@ -194,7 +194,7 @@ def gather_python(pieces: Pieces, out: NDArray[np.uint8]) -> int:
             data = os.pread(key[0], length, key[1])
             if len(data) < length:
                 return i * 4 + kernels.SHORT
-            if google_crc32c.value(data[:-4]).to_bytes(4, "little") != data[-4:]:
+            if google_crc32c.value(data[:-4]) != int(pieces.check[i]):
                 return i * 4 + kernels.DAMAGED
             try:
                 chunk = _decode(geometry.codec, data[:-4])

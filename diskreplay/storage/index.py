@@ -158,21 +158,13 @@ class Index:
         except lmdb.MapFullError as err:
             raise StoreFullError(f"{self.path}: the index is full", path=self.path) from err
         except (lmdb.VersionMismatchError, lmdb.InvalidError) as err:
-            raise FormatVersionError(
-                f"{self.path}: no LMDB 0.9 index: {err}", path=self.path
-            ) from err
+            raise FormatVersionError(f"{self.path}: no LMDB 0.9 index: {err}", path=self.path) from err
         except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as err:
-            raise CorruptStoreError(
-                f"{self.path}: the index is damaged: {err}", path=self.path
-            ) from err
+            raise CorruptStoreError(f"{self.path}: the index is damaged: {err}", path=self.path) from err
         except (lmdb.ReadersFullError, lmdb.LockError) as err:
-            raise StoreLockedError(
-                f"{self.path}: the index is locked: {err}", path=self.path
-            ) from err
+            raise StoreLockedError(f"{self.path}: the index is locked: {err}", path=self.path) from err
         except lmdb.NotFoundError as err:
-            raise CorruptStoreError(
-                f"{self.path}: the index lacks a table: {err}", path=self.path
-            ) from err
+            raise CorruptStoreError(f"{self.path}: the index lacks a table: {err}", path=self.path) from err
         except lmdb.Error as err:
             with contextlib.suppress(OSError):
                 room = os.statvfs(self.path)
@@ -207,9 +199,7 @@ class Reading:
         value = self.txn.get(key, db=self.databases[database])
         return None if value is None else layout.open_array(value, dtype, f"{database} {key!r}")
 
-    def items(
-        self, database: str, prefix: bytes = b"", start: bytes = b""
-    ) -> Iterator[tuple[bytes, bytes]]:
+    def items(self, database: str, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield (key, record) in key order, from `start` on, as long as keys begin with `prefix`."""
         cursor = self.txn.cursor(db=self.databases[database])
         first = start or prefix

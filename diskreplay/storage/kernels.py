@@ -70,9 +70,7 @@ def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, foll
         # backwards: rows of the episode before t, at most k - 1
         back = 0
         if low > 0:
-            back = min(
-                k - 1, row - carray(_pointer(ends_address[slot]), (count,), np.int32)[low - 1] - 1
-            )
+            back = min(k - 1, row - carray(_pointer(ends_address[slot]), (count,), np.int32)[low - 1] - 1)
         else:
             back = min(k - 1, row)
             here = previous[slot]
@@ -162,16 +160,18 @@ def nth_steps(slots, nth, n_ends, ends_address):
 
 
 @njit(nogil=True, cache=True)
-def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, indexes, sizes,
-           out_fd, out_offset, out_length, out_inner, out_address):  # fmt: skip
+def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, indexes, checks, sizes,
+    out_fd, out_offset, out_length, out_inner, out_check, out_address):  # fmt: skip
     """Find where each row of one field lies: in memory, or in which chunk of which shard.
 
     Args:
         slots, rows: (N,); slot ZERO stands for a row of zeros.
         chunk_steps, chunk_bytes, row_bytes: The field's geometry.
-        fds, bases, indexes, sizes: Per slot: open shard, address of rows in memory, address of the shard index
-            (0: chunks follow each other, uncompressed), length of the shard file in bytes.
-        out_*: (N,) filled in: file, byte offset and length of the chunk, row in the chunk; or the row's address.
+        fds, bases, indexes, checks, sizes: Per slot: open shard, address of rows in memory, address of the
+            shard index (0: chunks follow each other, uncompressed), address of the chunks' checksums, length of
+            the shard file in bytes.
+        out_*: (N,) filled in: file, byte offset and length of the chunk, row in the chunk, the chunk's checksum;
+            or the row's address.
 
     Returns:
         -1, or the first position whose slot is neither open nor in memory or whose shard index is impossible.
@@ -190,6 +190,7 @@ def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, indexes
             chunk = rows[i] // chunk_steps
             out_fd[i] = fds[slot]
             out_inner[i] = rows[i] - chunk * chunk_steps
+            out_check[i] = carray(_pointer(checks[slot] + chunk * 4), (1,), np.uint32)[0]
             if indexes[slot] == 0:
                 out_offset[i] = chunk * (chunk_bytes + 4)
                 out_length[i] = chunk_bytes + 4
@@ -220,6 +221,7 @@ def gather(
     offsets,
     lengths,
     inners,
+    checks,
     addresses,
     row_bytes,
     chunk_bytes,
@@ -232,7 +234,7 @@ def gather(
     """Copy N rows to `out`, one after the other, checking the crc32c of every chunk read.
 
     Args:
-        fds, offsets, lengths, inners, addresses: (N,) from `locate`.
+        fds, offsets, lengths, inners, checks, addresses: (N,) from `locate`.
         row_bytes, chunk_bytes: The field's geometry.
         codec: CODEC_NONE, CODEC_ZSTD or CODEC_LZ4.
         out: (N * row_bytes,) u8.
@@ -277,9 +279,7 @@ def gather(
                         return i * 4 + SHORT
                     done += got
                 body = length - 4
-                stored = (np.uint32(raw[body]) | (np.uint32(raw[body + 1]) << np.uint32(8))
-                          | (np.uint32(raw[body + 2]) << np.uint32(16)) | (np.uint32(raw[body + 3]) << np.uint32(24)))  # fmt: skip
-                if native.crc32c_extend(np.uint32(0), raw_address, np.uint64(body)) != stored:
+                if native.crc32c_extend(np.uint32(0), raw_address, np.uint64(body)) != checks[i]:
                     return i * 4 + DAMAGED
                 place = decoded_address + np.uint64(held * chunk_bytes)
                 if codec == CODEC_ZSTD:
@@ -296,9 +296,7 @@ def gather(
                     if body < 16 or _u32(raw, 4) != chunk_bytes or _u32(raw, 12) != body:
                         return i * 4 + UNDECODABLE
                     if (
-                        native.blosc_decompress(
-                            raw_address, place, np.uint64(chunk_bytes), np.int32(1)
-                        )
+                        native.blosc_decompress(raw_address, place, np.uint64(chunk_bytes), np.int32(1))
                         != chunk_bytes
                     ):
                         return i * 4 + UNDECODABLE

@@ -16,6 +16,10 @@ Fields: one per leaf of the observation and the action, and
     is_last bool                                  the row holds an episode's final observation, and no action
     episode i64                                   step id of the episode's first row; -1 where there is no row
 
+The checks are what makes a shard the one that was committed: every part of a shard ends in its own crc32c, so a
+swapped or stale shard is sound in itself. For the same reason a file's own checksum is zlib's crc32: the crc32c of
+bytes that end in their crc32c is the same number whatever they are.
+
 Row t of the arrays is step id t. Segment s owns rows [s*S, (s+1)*S); a short segment leaves the rest unused, with
 episode = -1. A reader without the index finds every sealed row by episode >= 0.
 
@@ -26,6 +30,7 @@ LMDB databases (integers in keys are big-endian; every value ends in the crc32c 
     segments    segment u64           SEGMENT
     seals       seal number u64       segment u64: the order in which segments were sealed
     files       segment u64           [FILE] * fields, in the order of `fields`
+    checks      segment u64           u32 * chunks, field after field: the crc32c that each chunk must have
     episodes    segment u64           [EPISODE]: the episodes whose last row lies in the segment
     tails       stream u32, segment u64, row u32    tail record: rows committed but not sealed (see tail.py)
     priorities  sampler name, 0, segment u64, block u16: f32 * PRIORITY_BLOCK, the raw priorities
@@ -56,7 +61,7 @@ LOCKS = "locks"
 PRIORITY_BLOCK = 1000
 
 DATABASES = (
-    "meta", "streams", "segments", "seals", "files", "episodes", "tails", "priorities", "samplers", "sums",
+    "meta", "streams", "segments", "seals", "files", "checks", "episodes", "tails", "priorities", "samplers", "sums",
 )  # fmt: skip
 
 COUNTERS = np.dtype(
@@ -86,7 +91,8 @@ SEGMENT = np.dtype(
         ("first_flags", "u1"),
     ]
 )
-FILE = np.dtype([("length", "<i8"), ("crc32c", "<u4")])
+FILE = np.dtype([("length", "<i8"), ("crc32", "<u4")])
+CHECK = np.dtype("<u4")
 EPISODE = np.dtype(
     [
         ("first_step_id", "<i8"),

@@ -55,9 +55,7 @@ def _external(name: str, result: Any, *arguments: Any) -> Any:
 
 
 pread = _external("pread", types.int64, types.int32, types.uintp, types.uintp, types.int64)
-posix_fadvise = _external(
-    "posix_fadvise", types.int32, types.int32, types.int64, types.int64, types.int32
-)
+posix_fadvise = _external("posix_fadvise", types.int32, types.int32, types.int64, types.int64, types.int32)
 memcpy = _external("memcpy", types.uintp, types.uintp, types.uintp, types.uintp)
 memset = _external("memset", types.uintp, types.uintp, types.int32, types.uintp)
 crc32c_extend = _external("crc32c_extend", types.uint32, types.uint32, types.uintp, types.uintp)

@@ -78,9 +78,7 @@ class WindowPlan:
         observations, following = [], []
         for i, pieces in enumerate(self.observations):
             rows = pieces.fetch(None if buffers is None else buffers[i])
-            first, second = (
-                (rows[:, :k], rows[:, 1:]) if self.shared else (rows[:, :k], rows[:, k:])
-            )
+            first, second = (rows[:, :k], rows[:, 1:]) if self.shared else (rows[:, :k], rows[:, k:])
             observations.append(first if k > 1 else first[:, 0])
             following.append(second if k > 1 else second[:, 0])
         reward, discount = n_step_return(
@@ -103,9 +101,7 @@ class WindowPlan:
         ]
         return self._with(pieces, keep=[], paths=None)
 
-    def _with(
-        self, pieces: list[Pieces], *, keep: list[object], paths: list[list[str]] | None
-    ) -> WindowPlan:
+    def _with(self, pieces: list[Pieces], *, keep: list[object], paths: list[list[str]] | None) -> WindowPlan:
         n = len(self.observations)
         return replace(
             self, observations=pieces[:n], actions=pieces[n:-1], rewards=pieces[-1], keep=keep, paths=paths
@@ -164,9 +160,7 @@ class Reader:
             StepEvictedError: If a step id is not in the store, or is an episode's last row.
             CorruptStoreError: If a segment cannot be opened.
         """
-        windows = self.windows(
-            step_ids, n_step=n_step, frame_stack=frame_stack, pad_zeros=pad_zeros
-        )
+        windows = self.windows(step_ids, n_step=n_step, frame_stack=frame_stack, pad_zeros=pad_zeros)
         window_slot, window_row = windows.window_slot, windows.window_row
         touched = np.concatenate([window_slot.reshape(-1), windows.reward_slot.reshape(-1)])
         keep = self.residency.need_files(touched, self._hot)
@@ -257,10 +251,11 @@ class Reader:
         count = len(flat_slots)
         fd, inner = np.empty(count, np.int32), np.zeros(count, np.int32)
         offset, length = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        address = np.empty(count, np.int64)
+        address, check = np.empty(count, np.int64), np.zeros(count, np.uint32)
         bad = kernels.locate(
             flat_slots, flat_rows, geometry.chunk_steps, geometry.chunk_bytes, geometry.row_bytes,
-            places.fd, places.base, places.index, places.size, fd, offset, length, inner, address,
+            places.fd, places.base, places.index, places.check, places.size, fd, offset, length, inner,
+            check, address,
         )  # fmt: skip
         if bad >= 0:
             segment = int(table.segment[flat_slots[bad]])
@@ -268,7 +263,7 @@ class Reader:
                 f"{self.residency.root}: segment {segment}, field {name}: the shard's index points outside the file",
                 path=self.residency.root,
             )
-        return Pieces(geometry, slots.shape, fd, offset, length, inner, address)
+        return Pieces(geometry, slots.shape, fd, offset, length, inner, check, address)
 
 
 class FileCache:

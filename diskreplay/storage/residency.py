@@ -33,10 +33,11 @@ SHARE_OF_LIMIT = 2
 class OpenSegment:
     """The open shards of one segment; they close when the last plan that reads them is gone."""
 
-    __slots__ = ("fds", "indexes", "lengths")
+    __slots__ = ("checks", "fds", "indexes", "lengths")
 
-    def __init__(self, lengths: Mapping[str, int]) -> None:
+    def __init__(self, lengths: Mapping[str, int], checks: Mapping[str, NDArray[np.uint32]]) -> None:
         self.lengths = dict(lengths)
+        self.checks = dict(checks)
         self.fds: dict[str, int] = {}
         self.indexes: dict[str, NDArray[np.uint64]] = {}
 
@@ -65,9 +66,7 @@ class Residency:
     Not thread-safe: the caller holds the store's lock.
     """
 
-    def __init__(
-        self, root: Path, fields: Sequence[Field], table: SegmentTable, index: Index
-    ) -> None:
+    def __init__(self, root: Path, fields: Sequence[Field], table: SegmentTable, index: Index) -> None:
         self.root = root
         self.fields = {field.name: field for field in fields}
         self.table = table
@@ -122,7 +121,7 @@ class Residency:
         if segment is not None:
             self._files -= len(segment.fds)
         for places in self.table.by_field.values():
-            places.fd[slot], places.index[slot], places.size[slot] = -1, 0, 0
+            places.fd[slot], places.index[slot], places.check[slot], places.size[slot] = -1, 0, 0, 0
 
     def close(self) -> None:
         """Close every file that no plan uses."""
@@ -134,19 +133,23 @@ class Residency:
         segment = int(table.segment[slot])
         opened = self._open.get(slot)
         if opened is None:
-            files = txn.array("files", layout.segment_key(segment), layout.FILE)
-            if files is None or len(files) != len(self.fields):
+            key, counts = layout.segment_key(segment), self._chunks()
+            files = txn.array("files", key, layout.FILE)
+            checks = txn.array("checks", key, layout.CHECK)
+            if files is None or checks is None or len(files) != len(counts) or len(checks) != sum(counts):
                 self._gone(txn, segment, "its files are missing from the index")
                 return
-            opened = OpenSegment(dict(zip(self.fields, files["length"].tolist(), strict=True)))
+            parts = np.split(checks, np.cumsum(counts)[:-1])
+            opened = OpenSegment(
+                dict(zip(self.fields, files["length"].tolist(), strict=True)),
+                dict(zip(self.fields, parts, strict=True)),
+            )
             self._open[slot] = opened
         for name in names:
             if name not in opened.fds:
                 self._open_file(txn, slot, segment, name, opened)
 
-    def _open_file(
-        self, txn: Reading, slot: int, segment: int, name: str, opened: OpenSegment
-    ) -> None:
+    def _open_file(self, txn: Reading, slot: int, segment: int, name: str, opened: OpenSegment) -> None:
         field, coding = self.fields[name], self.codings[name]
         path = layout.field_path(self.root, name) / layout.shard_name(segment, 1 + len(field.shape))
         try:
@@ -161,16 +164,21 @@ class Residency:
         expected, length = opened.lengths[name], os.fstat(fd).st_size
         if length != expected:
             raise CorruptStoreError(f"{path}: {length} bytes, {expected} were committed", path=path)
-        chunks = self.table.segment_steps // coding.chunk_steps
-        size = shard_index_bytes(chunks)
-        index = parse_shard_index(os.pread(fd, size, max(0, length - size)), chunks, path)
         places = self.table.by_field[name]
-        if coding.codec == "none" and _is_regular(index, coding.chunk_steps * field.row_bytes + 4):
+        places.check[slot] = opened.checks[name].ctypes.data
+        if coding.codec == "none":
             places.index[slot] = 0
         else:
+            chunks = self.table.segment_steps // coding.chunk_steps
+            size = shard_index_bytes(chunks)
+            index = parse_shard_index(os.pread(fd, size, max(0, length - size)), chunks, path)
             opened.indexes[name] = index
             places.index[slot] = index.ctypes.data
         places.fd[slot], places.size[slot] = fd, length
+
+    def _chunks(self) -> list[int]:
+        """Return how many chunks a shard of each field has."""
+        return [self.table.segment_steps // self.codings[name].chunk_steps for name in self.fields]
 
     def _gone(self, txn: Reading, segment: int, what: str) -> None:
         if txn.get("segments", layout.segment_key(segment)) is None:
@@ -189,8 +197,3 @@ class Residency:
             if self._files + files <= self._budget * 3 // 4 or self.table.used[slot] == self._tick:
                 break
             self.forget(slot)
-
-
-def _is_regular(index: NDArray[np.uint64], length: int) -> bool:
-    offsets = np.arange(len(index), dtype=np.uint64) * np.uint64(length)
-    return bool((index[:, 0] == offsets).all() and (index[:, 1] == length).all())

@@ -78,15 +78,15 @@ class SegmentWriter:
         self.disk.sync_directory(self.root / layout.STEPS)
 
     def write(
-        self, segment: int, arrays: Mapping[str, NDArray[Any]], rows: int
-    ) -> list[FileRecord]:
-        """Write one shard a field, durably; return what the catalogue must know of the files.
+        self, segment: int, arrays: Mapping[str, NDArray[Any]], rows: int, codings: Mapping[str, Coding]
+    ) -> tuple[list[FileRecord], bytes]:
+        """Write one shard a field, durably; return what the catalogue must know of files and chunks.
 
         Raises:
             StoreFullError: If there is no room; the shards written so far do not count.
         """
         start = segment * self.segment_steps
-        records = []
+        records, checks = [], []
         for field in self.fields:
             values = arrays[field.name]
             if rows < self.segment_steps:
@@ -97,13 +97,21 @@ class SegmentWriter:
             self._store.written.pop(key, None)
             with _disk_errors(self.root / key):
                 array[start : start + self.segment_steps] = values
-            record = self._store.written.pop(key, None)
+            record, data = self._store.written.pop(key, (None, memoryview(b"")))
             if record is None:
-                raise ReplayError(
-                    f"{self.root / key}: zarr did not write this shard", path=self.root
-                )
+                raise ReplayError(f"{self.root / key}: zarr did not write this shard", path=self.root)
             records.append(record)
-        return records
+            checks.append(self._checks(field, codings[field.name], data, self.root / key))
+        return records, b"".join(checks)
+
+    def _checks(self, field: Field, coding: Coding, data: memoryview, path: Path) -> bytes:
+        """Return the crc32c of every chunk of a shard, in order."""
+        chunks = self.segment_steps // coding.chunk_steps
+        index = parse_shard_index(bytes(data[-shard_index_bytes(chunks) :]), chunks, path).astype(np.int64)
+        if coding.codec == "none" and not is_regular(index, coding.chunk_steps * field.row_bytes + 4):
+            raise ReplayError(f"{path}: zarr laid out this shard in another order than chunk by chunk")
+        ends = index[:, :1] + index[:, 1:] - 4 + np.arange(4)
+        return np.frombuffer(data, np.uint8)[ends].tobytes()
 
     def remove(self, segment: int) -> None:
         """Unlink an evicted segment's shards and sync their folders. The index has forgotten them already."""
@@ -145,9 +153,7 @@ def read_attributes(root: Path) -> dict[str, Any]:
     try:
         attributes = json.loads(path.read_bytes())["attributes"][layout.GROUP_KEY]
     except (OSError, ValueError, KeyError, TypeError) as err:
-        raise CorruptStoreError(
-            f"{path}: not the group of a replay store: {err!r}", path=root
-        ) from err
+        raise CorruptStoreError(f"{path}: not the group of a replay store: {err!r}", path=root) from err
     if not isinstance(attributes, dict):
         raise CorruptStoreError(f"{path}: not the group of a replay store", path=root)
     return attributes
@@ -162,10 +168,13 @@ def parse_shard_index(data: bytes, chunks: int, path: Path) -> NDArray[np.uint64
     try:
         payload = layout.open_value(data, "a shard's index")
     except CorruptStoreError as err:
-        raise CorruptStoreError(
-            f"{path}: the shard's index is damaged (checksum)", path=path
-        ) from err
+        raise CorruptStoreError(f"{path}: the shard's index is damaged (checksum)", path=path) from err
     return np.frombuffer(payload, "<u8").reshape(chunks, 2)
+
+
+def is_regular(index: NDArray[Any], length: int) -> bool:
+    """Return whether chunks of this many bytes follow each other from the start of the file."""
+    return bool((index[:, 0] == np.arange(len(index)) * length).all() and (index[:, 1] == length).all())
 
 
 def shard_index_bytes(chunks: int) -> int:

@@ -46,13 +46,14 @@ class FieldTable:
         self.fd = np.full(size, -1, np.int32)
         self.base = np.zeros(size, np.int64)
         self.index = np.zeros(size, np.int64)
+        self.check = np.zeros(size, np.int64)
         self.size = np.zeros(size, np.int64)
 
     def resize(self, size: int) -> None:
         """Make room for more slots."""
         self.fd = _grown(self.fd, size, -1)
-        self.base, self.index, self.size = (
-            _grown(a, size, 0) for a in (self.base, self.index, self.size)
+        self.base, self.index, self.check, self.size = (
+            _grown(a, size, 0) for a in (self.base, self.index, self.check, self.size)
         )
 
 

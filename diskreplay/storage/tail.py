@@ -109,9 +109,7 @@ class Tail:
         self.arrays[IS_LAST][row] = False
         self.pending = True
 
-    def act(
-        self, action: Sequence[Any], reward: float, *, terminated: bool, truncated: bool
-    ) -> int:
+    def act(self, action: Sequence[Any], reward: float, *, terminated: bool, truncated: bool) -> int:
         """Complete the pending row with what was done in it and what followed; return its step id."""
         row, arrays = self.rows, self.arrays
         for array, value in zip(self._actions, action, strict=True):
@@ -185,13 +183,9 @@ class Tail:
             data = rows.tobytes()
             coded = Zstd(level=1).encode(data) if len(data) > WORTH_CODING else data
             blobs.append(
-                (field.name, "zstd", coded)
-                if len(coded) < len(data)
-                else (field.name, "none", data)
+                (field.name, "zstd", coded) if len(coded) < len(data) else (field.name, "none", data)
             )
-        blobs.append(
-            (EPISODES_BLOB, "none", self.episodes[self._committed_ends : self.n_ends].tobytes())
-        )
+        blobs.append((EPISODES_BLOB, "none", self.episodes[self._committed_ends : self.n_ends].tobytes()))
         run = self.running
         header = json.dumps(
             {
@@ -204,9 +198,7 @@ class Tail:
             },
             separators=(",", ":"),
         ).encode()
-        return first, b"".join(
-            [struct.pack("<I", len(header)), header, *(blob for _, _, blob in blobs)]
-        )
+        return first, b"".join([struct.pack("<I", len(header)), header, *(blob for _, _, blob in blobs)])
 
     def mark_committed(self) -> None:
         """Remember that everything up to here is durable."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 
 from diskreplay.errors import ReplayError
@@ -39,7 +39,7 @@ class Problem:
 
 
 def verify_store(engine: Engine) -> list[Problem]:
-    """Compare every file with its length and crc32c, decode every mark, and compare counts.
+    """Compare every file with its length and crc32, decode every mark, and compare counts.
 
     An orphan is a shard that no catalogue entry names: harmless, left by a crash.
     """
@@ -67,9 +67,7 @@ def _segments(engine: Engine) -> Iterator[Problem]:
                 yield Problem("damaged record", f"segment {segment}", str(err))
                 continue
             if files is None or episodes is None or len(files) != len(engine.fields):
-                yield Problem(
-                    "damaged record", f"segment {segment}", "its files or episodes are missing"
-                )
+                yield Problem("damaged record", f"segment {segment}", "its files or episodes are missing")
                 continue
             found = list(_files(engine, segment, files))
             yield from found
@@ -92,8 +90,8 @@ def _files(engine: Engine, segment: int, files: Any) -> Iterator[Problem]:
         if len(data) != known["length"]:
             what = f"{len(data)} bytes, {int(known['length'])} were committed"
             yield Problem("damaged file", str(path), what)
-        elif google_crc32c.value(data) != known["crc32c"]:
-            yield Problem("damaged file", str(path), "its crc32c is not the one committed")
+        elif zlib.crc32(data) != known["crc32"]:
+            yield Problem("damaged file", str(path), "its crc32 is not the one committed")
 
 
 def _marks(engine: Engine, record: Any, episodes: Any) -> Iterator[Problem]:
@@ -104,18 +102,14 @@ def _marks(engine: Engine, record: Any, episodes: Any) -> Iterator[Problem]:
     where = np.full(rows, slot, np.int32)
     every = np.arange(rows, dtype=np.int32)
     try:
-        last, owner, reward = (
-            engine.reader.rows(n, where, every) for n in (IS_LAST, EPISODE, REWARD)
-        )
+        last, owner, reward = (engine.reader.rows(n, where, every) for n in (IS_LAST, EPISODE, REWARD))
     except ReplayError as err:
         yield Problem("damaged file", f"segment {segment}", str(err))
         return
     if not np.array_equal(np.flatnonzero(last), episodes["end_row"]):
         yield Problem("inconsistent", f"segment {segment}", "is_last and the episodes differ")
     if (owner < 0).any() or not np.isfinite(reward).all():
-        yield Problem(
-            "inconsistent", f"segment {segment}", "a row has no episode or no finite reward"
-        )
+        yield Problem("inconsistent", f"segment {segment}", "a row has no episode or no finite reward")
     if record["ends"] != len(episodes):
         yield Problem("inconsistent", f"segment {segment}", "the catalogue counts other episodes")
 

@@ -106,9 +106,7 @@ class ReplayStore:
             ValueError: If an option is out of range.
         """
         where = Path(path).absolute()
-        description = describe(
-            spec, capacity=capacity, segment_steps=segment_steps, compression=compression
-        )
+        description = describe(spec, capacity=capacity, segment_steps=segment_steps, compression=compression)
         create_store(where, description, dict(metadata or {}), Disk())
         return cls(where, "a")
 
@@ -250,9 +248,7 @@ class ReplayStore:
             StepEvictedError: If a step id is not in the store, or names an episode's last observation.
             CorruptStoreError: If stored bytes are damaged.
         """
-        plan = self.plan(
-            step_ids, n_step=n_step, gamma=gamma, frame_stack=frame_stack, padding=padding
-        )
+        plan = self.plan(step_ids, n_step=n_step, gamma=gamma, frame_stack=frame_stack, padding=padding)
         weight = np.ones(len(plan.step_ids), np.float32)
         return self.assemble(plan, plan.fetch(), weight)
 
@@ -410,11 +406,7 @@ class ReplayStore:
             self._index.close()
 
     def __repr__(self) -> str:
-        state = (
-            "closed"
-            if self._closed
-            else f"{len(self):,} transitions, {self.num_episodes:,} episodes"
-        )
+        state = "closed" if self._closed else f"{len(self):,} transitions, {self.num_episodes:,} episodes"
         return f"ReplayStore({str(self.path)!r}, mode={self.mode!r}: {state})"
 
     def _writer_closed(self, writer: StreamWriter) -> None:
@@ -430,9 +422,7 @@ class ReplayStore:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise ReplayError(
-                f"{self.path}: the store is closed", path=self.path, hint="Open it again."
-            )
+            raise ReplayError(f"{self.path}: the store is closed", path=self.path, hint="Open it again.")
 
     def _require_writable(self) -> None:
         self._require_open()

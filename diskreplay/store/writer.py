@@ -63,9 +63,7 @@ class StreamWriter:
             self._in_episode = True
         self._commit_if_full()
 
-    def step(
-        self, action: Any, reward: Any, terminated: Any, truncated: Any, next_observation: Any
-    ) -> int:
+    def step(self, action: Any, reward: Any, terminated: Any, truncated: Any, next_observation: Any) -> int:
         """Append what was done, what followed and the observation it led to; return the step id.
 
         Args:
@@ -97,9 +95,7 @@ class StreamWriter:
                 tail = engine.start_tail(stream)
             tail.observe(follows)
             if ended or cut:
-                engine.end_episode(
-                    stream, ended * layout.TERMINATED | (cut and not ended) * layout.TRUNCATED
-                )
+                engine.end_episode(stream, ended * layout.TERMINATED | (cut and not ended) * layout.TRUNCATED)
                 self._in_episode = False
             self._follow()
         self._commit_if_full()
@@ -151,13 +147,7 @@ class StreamWriter:
                 done = part.stop
                 engine.tail_to_write(stream).observe([values[done] for values in seen])
             stream.steps += count
-            flags = (
-                layout.TERMINATED
-                if ended[-1]
-                else layout.TRUNCATED
-                if cut[-1]
-                else layout.INTERRUPTED
-            )
+            flags = layout.TERMINATED if ended[-1] else layout.TRUNCATED if cut[-1] else layout.INTERRUPTED
             engine.end_episode(stream, flags)
             self._follow()
         self._commit_if_full()
@@ -203,9 +193,7 @@ class StreamWriter:
     def _leaves(self, tree: Any, value: Any, name: str, **options: Any) -> list[Any]:
         specs = self._spec.observation_leaves if name == "observation" else self._spec.action_leaves
         parts = self._checked(flatten, tree, value, name)
-        return [
-            self._checked(check_array, s, v, **options) for s, v in zip(specs, parts, strict=True)
-        ]
+        return [self._checked(check_array, s, v, **options) for s, v in zip(specs, parts, strict=True)]
 
     def _checked(self, check: Any, *args: Any, **options: Any) -> Any:
         try:

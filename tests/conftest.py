@@ -1,0 +1,63 @@
+"""Fixtures: small specs, stores that are verified when a test is done with them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diskreplay import ArraySpec, ReplayStore, StepSpec
+
+if "TMPDIR" not in os.environ and Path("/dev/shm").is_dir():
+    # Thousands of fsyncs on a real disk would take minutes and prove nothing here; TMPDIR=/somewhere to have them.
+    os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
+
+
+@pytest.fixture
+def spec():
+    """Return the spec of a small vector environment."""
+    return StepSpec(
+        ArraySpec("observation", (3,), "float32"), ArraySpec("action", (), "int64", "discrete", n=3)
+    )
+
+
+@pytest.fixture
+def make_store(tmp_path, spec):
+    """Return a function that makes stores; each is verified at the end if it is still open."""
+    made = []
+
+    def make(name="test.replay", given=None, **options):
+        options.setdefault("segment_steps", 16)
+        store = ReplayStore.create(tmp_path / name, given or spec, **options)
+        made.append(store)
+        return store
+
+    yield make
+    for store in made:
+        if not store._closed:
+            store.commit()
+            assert [p for p in store.verify() if p.kind != "orphan"] == []
+            store.close()
+
+
+def fill(store, *, episodes=5, length=10, stream="a", terminated=True, seed=0):
+    """Write episodes whose observations say which step they are; return the step ids."""
+    rng = np.random.default_rng(seed)
+    ids = []
+    with store.writer(stream) as writer:
+        for _ in range(episodes):
+            observations = rng.normal(size=(length + 1, 3)).astype(np.float32)
+            last = np.arange(length) == length - 1
+            ids.append(
+                writer.write_episode(
+                    observations,
+                    rng.integers(3, size=length),
+                    rng.normal(size=length).astype(np.float32),
+                    last & terminated,
+                    last & (not terminated),
+                )
+            )
+    return np.concatenate(ids)
