@@ -39,9 +39,7 @@ class ReplayError(Exception):
 
     default_hint = ""
 
-    def __init__(
-        self, message: str, *, path: str | os.PathLike[str] | None = None, hint: str = ""
-    ) -> None:
+    def __init__(self, message: str, *, path: str | os.PathLike[str] | None = None, hint: str = "") -> None:
         super().__init__(message)
         self.path = path
         self.hint = hint or self.default_hint
@@ -116,9 +114,7 @@ class NotEnoughStepsError(ReplayError):
 class WriterStateError(ReplayError):
     """A call that does not fit the writer's state."""
 
-    default_hint = (
-        "Call reset(observation) at the start of every episode, and step() until it ends."
-    )
+    default_hint = "Call reset(observation) at the start of every episode, and step() until it ends."
 
 
 class SourceError(ReplayError):

@@ -20,7 +20,8 @@ if "TMPDIR" not in os.environ and Path("/dev/shm").is_dir():
 def spec():
     """Return the spec of a small vector environment."""
     return StepSpec(
-        ArraySpec("observation", (3,), "float32"), ArraySpec("action", (), "int64", "discrete", n=3)
+        ArraySpec("observation", (3,), "float32"),
+        ArraySpec("action", (), "int64", "discrete", n=3),
     )
 
 
@@ -58,6 +59,6 @@ def fill(store, *, episodes=5, length=10, stream="a", terminated=True, seed=0):
                     rng.normal(size=length).astype(np.float32),
                     last & terminated,
                     last & (not terminated),
-                )
+                ),
             )
     return np.concatenate(ids)

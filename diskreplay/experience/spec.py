@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 DTYPES = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
+    ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    + ("float16", "float32", "float64"),
 )
 MAX_ROW_BYTES = 1 << 30
 
@@ -57,11 +58,11 @@ class ArraySpec:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SpecMismatchError(
-                f"{self.name}: dtype {self.dtype!r} cannot be stored; use one of {sorted(DTYPES)}"
+                f"{self.name}: dtype {self.dtype!r} cannot be stored; use one of {sorted(DTYPES)}",
             )
         if any(side < 1 for side in self.shape) or self.row_bytes > MAX_ROW_BYTES:
             raise SpecMismatchError(
-                f"{self.name}: shape {self.shape} is not one of at most {MAX_ROW_BYTES} bytes a step"
+                f"{self.name}: shape {self.shape} is not one of at most {MAX_ROW_BYTES} bytes a step",
             )
 
     @cached_property
@@ -132,9 +133,7 @@ class StepSpec:
         Raises:
             SpecMismatchError: If a space of another kind is met; the message names the field.
         """
-        return cls(
-            _from_space("observation", observation_space), _from_space("action", action_space)
-        )
+        return cls(_from_space("observation", observation_space), _from_space("action", action_space))
 
     @cached_property
     def observation_leaves(self) -> tuple[ArraySpec, ...]:
@@ -179,9 +178,9 @@ class StepSpec:
         theirs = {leaf.name: leaf for leaf in (*other.observation_leaves, *other.action_leaves)}
         lines = [f"{name}: only in the first" for name in mine if name not in theirs]
         lines += [f"{name}: only in the second" for name in theirs if name not in mine]
-        for name in mine:
-            if name in theirs and mine[name] != theirs[name]:
-                ours, others = mine[name].to_json(), theirs[name].to_json()
+        for name, leaf in mine.items():
+            if name in theirs and leaf != theirs[name]:
+                ours, others = leaf.to_json(), theirs[name].to_json()
                 keys = [key for key in {**ours, **others} if ours.get(key) != others.get(key)]
                 lines += [f"{name}: {k} {ours.get(k)!r} against {others.get(k)!r}" for k in keys]
         return "; ".join(lines) or ("" if self == other else "the nesting differs")
@@ -218,17 +217,13 @@ def flatten(tree: Tree, value: Any, name: str) -> list[Any]:
         return [value]
     if isinstance(tree, dict):
         if not hasattr(value, "keys") or set(value.keys()) != set(tree):
-            given = (
-                sorted(map(str, value.keys())) if hasattr(value, "keys") else type(value).__name__
-            )
-            raise SpecMismatchError(
-                f"{name}: expected a dict with keys {sorted(tree)}, got {given}"
-            )
+            given = sorted(map(str, value.keys())) if hasattr(value, "keys") else type(value).__name__
+            raise SpecMismatchError(f"{name}: expected a dict with keys {sorted(tree)}, got {given}")
         return [x for key in tree for x in flatten(tree[key], value[key], f"{name}.{key}")]
     if not isinstance(value, (tuple, list)) or len(value) != len(tree):
         raise SpecMismatchError(
             f"{name}: expected a tuple of {len(tree)} parts, got {type(value).__name__}"
-            + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
+            + (f" of {len(value)}" if isinstance(value, (tuple, list)) else ""),
         )
     return [
         x
@@ -240,10 +235,7 @@ def flatten(tree: Tree, value: Any, name: str) -> list[Any]:
 def _from_space(name: str, space: Any) -> Tree:
     kinds = {cls.__name__ for cls in type(space).__mro__}
     if "Dict" in kinds:
-        return {
-            str(key): _from_space(f"{name}.{_safe(str(key))}", sub)
-            for key, sub in space.spaces.items()
-        }
+        return {str(key): _from_space(f"{name}.{_safe(str(key))}", sub) for key, sub in space.spaces.items()}
     if "Tuple" in kinds:
         return tuple(_from_space(f"{name}.{i}", sub) for i, sub in enumerate(space.spaces))
     if not kinds & {"Box", "Discrete", "MultiDiscrete", "MultiBinary"}:
@@ -270,13 +262,12 @@ def _bound(values: Any) -> Bound:
     array = np.asarray(values)
     if array.size and (array == array.flat[0]).all():
         return float(array.flat[0])
-    return _tuples(array.tolist())
+    nested: Bound = _tuples(array.tolist())
+    return nested
 
 
 def _tuples(value: Any) -> Any:
-    return (
-        tuple(_tuples(part) for part in value) if isinstance(value, (list, tuple)) else float(value)
-    )
+    return tuple(_tuples(part) for part in value) if isinstance(value, (list, tuple)) else float(value)
 
 
 def _bound_to_json(value: Any) -> Any:
@@ -299,10 +290,7 @@ def _tree_to_json(tree: Tree) -> dict[str, Any]:
 
 def _tree_from_json(name: str, data: Mapping[str, Any]) -> Tree:
     if "dict" in data:
-        return {
-            str(key): _tree_from_json(f"{name}.{_safe(str(key))}", branch)
-            for key, branch in data["dict"]
-        }
+        return {str(key): _tree_from_json(f"{name}.{_safe(str(key))}", branch) for key, branch in data["dict"]}
     if "tuple" in data:
         return tuple(_tree_from_json(f"{name}.{i}", b) for i, b in enumerate(data["tuple"]))
     return ArraySpec.from_json(name, data["array"])

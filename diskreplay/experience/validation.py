@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def check_array(
-    spec: ArraySpec, value: Any, *, count: int | None = None, in_space: bool = False
+    spec: ArraySpec,
+    value: Any,
+    *,
+    count: int | None = None,
+    in_space: bool = False,
 ) -> NDArray[Any]:
     """Return the value as an array of the spec's dtype and shape.
 
@@ -40,9 +44,7 @@ def check_array(
         given = _convert(spec, given, plain=not hasattr(value, "dtype"))
     if dtype.kind == "f" and not np.isfinite(given).all():
         bad = given[~np.isfinite(given)].flat[0]
-        raise SpecMismatchError(
-            f"{spec.name}: expected finite numbers, got {bad}{_row(given, count)}"
-        )
+        raise SpecMismatchError(f"{spec.name}: expected finite numbers, got {bad}{_row(given, count)}")
     if in_space or spec.kind != "box":
         _check_in_space(spec, given, count)
     return given
@@ -58,9 +60,7 @@ def check_flags(name: str, value: Any, *, count: int) -> NDArray[np.bool_]:
     if flags.shape != (count,):
         raise SpecMismatchError(f"{name}: expected shape {(count,)}, got {flags.shape}")
     if flags.dtype.kind not in "biu" or (flags.dtype.kind != "b" and (flags > 1).any()):
-        raise SpecMismatchError(
-            f"{name}: expected booleans, got {flags.dtype} {flags[:5].tolist()}"
-        )
+        raise SpecMismatchError(f"{name}: expected booleans, got {flags.dtype} {flags[:5].tolist()}")
     return flags.astype(np.bool_)
 
 
@@ -80,8 +80,7 @@ def check_rewards(value: Any, *, count: int) -> NDArray[np.float32]:
     if not np.isfinite(rewards).all():
         row = int(np.flatnonzero(~np.isfinite(rewards))[0])
         raise SpecMismatchError(
-            f"reward: expected a finite float32, got {given[row]}"
-            + (f" at row {row}" if count > 1 else "")
+            f"reward: expected a finite float32, got {given[row]}" + (f" at row {row}" if count > 1 else ""),
         )
     return rewards
 
@@ -123,7 +122,7 @@ def _check_in_space(spec: ArraySpec, given: NDArray[Any], count: int | None) -> 
         bad = given[outside].flat[0]
         raise SpecMismatchError(
             f"{spec.name}: expected a value in [{_short(low)}, {_short(high)}], got {bad}"
-            + _row(outside, count, mask=True)
+            + _row(outside, count, mask=True),
         )
 
 

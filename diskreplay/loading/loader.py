@@ -70,7 +70,7 @@ class ReplayLoader(DataLoader[Any]):
         check_window(n_step, gamma, frame_stack, padding)
         if batch_size < 1 or prefetch < 1 or (threads is not None and threads < 1):
             raise ValueError(
-                f"batch_size, prefetch and threads must be at least 1, got {batch_size}, {prefetch}, {threads}"
+                f"batch_size, prefetch and threads must be at least 1, got {batch_size}, {prefetch}, {threads}",
             )
         self.replay_sampler = sampler
         self.device = torch.device(device)
@@ -90,7 +90,7 @@ class ReplayLoader(DataLoader[Any]):
             options.setdefault("persistent_workers", True)
         super().__init__(
             _PlanReader(sampler.store.spec),
-            sampler=_Plans(self),  # type: ignore[arg-type]
+            sampler=_Plans(self),
             batch_size=None,
             num_workers=num_workers,
             pin_memory=bool(num_workers) and self.device.type == "cuda",
@@ -137,7 +137,7 @@ class ReplayLoader(DataLoader[Any]):
             Draw(
                 np.where(gone, other.step_ids, draw.step_ids),
                 np.where(gone, other.weight, draw.weight).astype(np.float32),
-            )
+            ),
         )
 
     def _with_threads(self) -> Iterator[Batch]:

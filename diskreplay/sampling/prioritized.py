@@ -108,7 +108,7 @@ class PrioritizedSampler(Sampler):
         ids, given = _array(step_ids), _array(priorities)
         if ids.ndim != 1 or ids.shape != given.shape or (ids.size and ids.dtype.kind not in "iu"):
             raise ValueError(
-                f"expected step_ids (B,) of integers and as many numbers, got {ids.dtype} {ids.shape}, {given.shape}"
+                f"expected step_ids (B,) of integers and as many numbers, got {ids.dtype} {ids.shape}, {given.shape}",
             )
         with np.errstate(over="ignore"):
             values = given.astype(np.float32)
@@ -116,7 +116,7 @@ class PrioritizedSampler(Sampler):
         if wrong.any():
             at = int(np.flatnonzero(wrong)[0])
             raise ValueError(
-                f"priorities must be finite and not negative: step id {int(ids[at])} got {given[at]}"
+                f"priorities must be finite and not negative: step id {int(ids[at])} got {given[at]}",
             )
         ids = ids.astype(np.int64)
         with self.store.lock:
@@ -133,7 +133,9 @@ class PrioritizedSampler(Sampler):
             leaves = blocks * self._steps + rows
             unknown = (rows >= self._rows[blocks]) | (self._priority[leaves] < 0)
             if unknown.any():
-                raise ValueError(f"step id {int(ids[np.flatnonzero(unknown)[0]])} is not that of a transition")
+                raise ValueError(
+                    f"step id {int(ids[np.flatnonzero(unknown)[0]])} is not that of a transition",
+                )
             self._tree.update(leaves, leaf_value(values, self.alpha))
             self._priority[leaves] = values
             self._dirty[blocks, rows // PRIORITY_BLOCK] = True
@@ -155,7 +157,7 @@ class PrioritizedSampler(Sampler):
             values = self._priority[blocks * self._steps + ids % self._steps]
             if (values < 0).any() or (ids % self._steps >= self._rows[blocks]).any():
                 raise ValueError("a step id is not that of a transition")
-            return values
+            return np.asarray(values, np.float32)
 
     @property
     def total(self) -> float:
@@ -190,7 +192,12 @@ class PrioritizedSampler(Sampler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as a JSON object; the priorities themselves are committed beside it."""
-        return {**super().state_dict(), "alpha": self.alpha, "largest": float(self.largest), "stale": self.stale}
+        return {
+            **super().state_dict(),
+            "alpha": self.alpha,
+            "largest": float(self.largest),
+            "stale": self.stale,
+        }
 
     def collect(self) -> SamplerRecord:
         """Return the priorities that changed, the sums above them, and the state."""
@@ -221,7 +228,7 @@ class PrioritizedSampler(Sampler):
         """Put the saved totals where they were in the tree; leaves follow when they are touched."""
         live = set(self.store.live_segments()[0].tolist())
         for segment, total, place, rows in zip(
-            saved.segments.tolist(), saved.totals.tolist(), saved.places.tolist(), saved.rows.tolist(), strict=True
+            saved.segments.tolist(), saved.totals.tolist(), saved.places.tolist(), saved.rows.tolist(), strict=True,
         ):  # fmt: skip
             if segment in live:
                 self._reserve(place + 1)
@@ -295,7 +302,7 @@ class PrioritizedSampler(Sampler):
             if len(priorities) != rows:
                 raise CorruptStoreError(
                     f"{self.store.path}: sampler {self.name!r}, segment {segment}: {len(priorities)} priorities, "
-                    f"the checkpoint counts {rows}"
+                    f"the checkpoint counts {rows}",
                 )
             leaves = np.where(priorities < 0, 0.0, leaf_value(np.maximum(priorities, 0), self.alpha))
             self._tree.set_block(block, leaves)
@@ -304,7 +311,7 @@ class PrioritizedSampler(Sampler):
             if trusted and abs(now - total) > TOTALS_AGREE * max(now, total):
                 raise CorruptStoreError(
                     f"{self.store.path}: sampler {self.name!r}, segment {segment}: priorities sum to {now}, "
-                    f"the checkpoint to {total}"
+                    f"the checkpoint to {total}",
                 )
 
     def _draw(self, batch_size: int) -> Draw:

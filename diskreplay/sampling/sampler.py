@@ -53,7 +53,12 @@ class Sampler(ABC):
     exclusive = False
 
     def __init__(
-        self, store: ReplayStore, *, seed: int | None, name: str, resume: bool | None = None
+        self,
+        store: ReplayStore,
+        *,
+        seed: int | None,
+        name: str,
+        resume: bool | None = None,
     ) -> None:
         if not name or "\0" in name or len(name.encode()) > 100:
             raise ValueError(f"a sampler's name has 1 to 100 bytes, got {name!r}")
@@ -144,7 +149,7 @@ class Sampler(ABC):
             try:
                 if state["kind"] != type(self).__name__:
                     raise SpecMismatchError(
-                        f"sampler {self.name!r}: the state is of a {state['kind']}, this is a {type(self).__name__}"
+                        f"sampler {self.name!r}: the state is of a {state['kind']}, this is a {type(self).__name__}",
                     )
                 self._random.bit_generator.state = state["random"]
                 self.batches = int(state["batches"])
@@ -157,5 +162,5 @@ class Sampler(ABC):
         """Return what is to be committed with the data."""
         return SamplerRecord(self.name, self.state_dict())
 
-    def committed(self) -> None:
+    def committed(self) -> None:  # noqa: B027  most samplers have nothing to do
         """Hear that what was collected is durable."""

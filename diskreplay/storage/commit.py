@@ -121,7 +121,10 @@ class Committer:
             for job in jobs:
                 tail = job.tail
                 job.files, job.checks = engine.writer.write(
-                    tail.segment, tail.arrays, tail.rows, engine.codings
+                    tail.segment,
+                    tail.arrays,
+                    tail.rows,
+                    engine.codings,
                 )
             with engine.lock:
                 evicted = self._transact(jobs, participants)
@@ -167,23 +170,20 @@ class Committer:
         engine.codings.update(codings)
 
     def _transact(self, jobs: list[_Job], participants: Sequence[Participant]) -> list[int]:
+        """Do step 3; return the segments evicted."""
         engine = self.engine
         records = [(p, p.collect()) for p in participants]
-        streams = [s for s in engine.streams.values() if s.lock is not None and s.dirty]
-        sealed = {job.tail.segment for job in jobs}
         before = {s.number: s.last_segment for s in engine.streams.values()}
         try:
             with engine.index.write() as txn:
                 counters = txn.counters()
                 alone = counters["commits"] == engine.seen["commits"]
-                for job in jobs:
-                    self._put_segment(txn, job, counters)
-                for stream in {s.number: s for s in [*streams, *(j.stream for j in jobs)]}.values():
-                    self._put_tail(txn, stream, sealed)
+                self._put_streams(txn, jobs, counters)
                 evicted = self._evict(txn, counters, jobs)
+                gone = self._gone(txn, evicted)
                 for _, record in records:
                     if record is not None:
-                        _put_sampler(txn, record, self._gone(txn, evicted))
+                        _put_sampler(txn, record, gone)
                 if engine.metadata_dirty:
                     txn.put_json("meta", b"metadata", engine.metadata)
                 counters["commits"] += 1
@@ -192,27 +192,40 @@ class Committer:
             for number, segment in before.items():
                 engine.streams[number].last_segment = segment
             raise
+        self._follow(jobs, evicted, counters, alone=bool(alone))
+        for participant, record in records:
+            if record is not None:
+                participant.committed()
+        return evicted
+
+    def _follow(self, jobs: list[_Job], evicted: list[int], counters: Any, *, alone: bool) -> None:
+        """Do step 4: let the tables in memory say what the index says now."""
+        engine = self.engine
         engine.metadata_dirty = False
         for job in jobs:
             job.stream.tails.remove(job.tail)
             engine.take_sealed(job.record)
-        for stream in streams:
-            for tail in stream.tails:
-                tail.mark_committed()
         for stream in engine.streams.values():
-            if stream.closing and not stream.dirty:
-                engine.release(stream)
+            if stream.lock is not None:
+                for tail in stream.tails:
+                    tail.mark_committed()
+                if stream.closing:
+                    engine.release(stream)
         for segment in evicted:
             if segment in engine.table:
                 engine.drop(segment)
-        for participant, record in records:
-            if record is not None:
-                participant.committed()
         if alone:
             engine.seen = counters
         engine.steps_evicted = int(counters["steps_evicted"])
         engine.episodes_evicted = int(counters["episodes_evicted"])
-        return evicted
+
+    def _put_streams(self, txn: Writing, jobs: list[_Job], counters: Any) -> None:
+        for job in jobs:
+            self._put_segment(txn, job, counters)
+        sealed = {job.tail.segment for job in jobs}
+        for stream in self.engine.streams.values():
+            if (stream.lock is not None and stream.dirty) or any(job.stream is stream for job in jobs):
+                self._put_tail(txn, stream, sealed)
 
     def _gone(self, txn: Writing, evicted: list[int]) -> Callable[[int], bool]:
         """Return a test for segments that are not there any more, here or through another process."""

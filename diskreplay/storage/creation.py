@@ -152,7 +152,7 @@ def read_description(path: Path) -> Description:
     """
     if not path.exists():
         raise StoreNotFoundError(f"{path}: no such store", path=path)
-    if not path.is_dir() or not (path / layout.INDEX).is_dir() and not layout.group_path(path).is_file():
+    if not path.is_dir() or (not (path / layout.INDEX).is_dir() and not layout.group_path(path).is_file()):
         raise StoreNotFoundError(f"{path}: not a replay store", path=path)
     data = read_attributes(path)
     version = data.get("format_version")
@@ -177,5 +177,6 @@ def read_description(path: Path) -> Description:
         )
     except (KeyError, TypeError, ValueError) as err:
         raise CorruptStoreError(
-            f"{layout.group_path(path)}: the store's description is damaged: {err!r}", path=path
+            f"{layout.group_path(path)}: the store's description is damaged: {err!r}",
+            path=path,
         ) from err

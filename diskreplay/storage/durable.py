@@ -179,8 +179,10 @@ class FileLock:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> FileLock:
-        return self if self._fd >= 0 else self.acquire(wait=True)
+    def __enter__(self) -> Self:
+        if self._fd < 0:
+            self.acquire(wait=True)
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.release()

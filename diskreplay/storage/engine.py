@@ -42,7 +42,12 @@ class Engine:
     """
 
     def __init__(
-        self, root: Path, spec: StepSpec, segment_steps: int, index: Index, disk: Disk | None = None
+        self,
+        root: Path,
+        spec: StepSpec,
+        segment_steps: int,
+        index: Index,
+        disk: Disk | None = None,
     ) -> None:
         self.root = root
         self.fields = fields_of(spec)
@@ -87,7 +92,8 @@ class Engine:
             stream.closing = False
             return stream
         lock = FileLock(
-            layout.lock_path(self.root, f"stream-{stream.number}"), f"{self.root}: stream {name!r}"
+            layout.lock_path(self.root, f"stream-{stream.number}"),
+            f"{self.root}: stream {name!r}",
         )
         lock.acquire()
         self.refresh()

@@ -107,7 +107,11 @@ def default_segment_steps(spec: StepSpec, capacity_steps: int | None) -> int:
 
 
 def choose_coding(
-    field: Field, rows: NDArray[Any], *, segment_steps: int, compression: Compression
+    field: Field,
+    rows: NDArray[Any],
+    *,
+    segment_steps: int,
+    compression: Compression,
 ) -> Coding:
     """Choose codec and chunk length for a field by trying its first rows.
 

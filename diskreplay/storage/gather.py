@@ -92,7 +92,7 @@ class Pieces:
             kernels.announce(self.fd, self.offset, self.length)
         else:
             for fd, offset, length in set(
-                zip(self.fd.tolist(), self.offset.tolist(), self.length.tolist(), strict=True)
+                zip(self.fd.tolist(), self.offset.tolist(), self.length.tolist(), strict=True),
             ):
                 if fd >= 0:
                     os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
@@ -136,7 +136,11 @@ class Pieces:
         address = self.address.copy()
         address[memory] = kernels.ZERO
         return replace(
-            self, fd=numbers.astype(np.int32), address=address, inline_at=memory, inline=inline
+            self,
+            fd=numbers.astype(np.int32),
+            address=address,
+            inline_at=memory,
+            inline=inline,
         ), paths
 
     def resolved(self, fds: Sequence[int]) -> Pieces:
@@ -170,7 +174,7 @@ def gather_compiled(pieces: Pieces, out: NDArray[np.uint8]) -> int:
             pieces.fd, pieces.offset, pieces.length, pieces.inner, pieces.check, pieces.address,
             geometry.row_bytes, geometry.chunk_bytes, geometry.codec,
             out, scratch.raw, scratch.decoded, scratch.context.address,
-        )
+        ),
     )  # fmt: skip
 
 

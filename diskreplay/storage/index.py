@@ -49,8 +49,7 @@ class _Shared:
         self.handles = 1
         with environment.begin(write=writable) as txn:
             self.databases = {
-                name: environment.open_db(name.encode(), txn=txn, create=writable)
-                for name in layout.DATABASES
+                name: environment.open_db(name.encode(), txn=txn, create=writable) for name in layout.DATABASES
             }
 
 
@@ -82,6 +81,7 @@ class Index:
             # LMDB would silently make a new, empty database of it.
             raise CorruptStoreError(f"{data}: the index is missing or cut off", path=path)
         self._pid = os.getpid()
+        self._shared: _Shared | None = None
         with _registry_lock:
             self._key, self._shared = self._enter(data)
 
@@ -116,7 +116,7 @@ class Index:
         if self._pid != os.getpid():
             return
         with _registry_lock:
-            shared, self._shared = self._shared, None  # type: ignore[assignment]
+            shared, self._shared = self._shared, None
             if shared is None:
                 return
             shared.handles -= 1
@@ -127,21 +127,23 @@ class Index:
     @property
     def writable(self) -> bool:
         """Return whether this process may write the index's files."""
-        return self._shared.writable
+        return self._use().writable
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Reading]:
         """Look at one consistent state of the index."""
-        with self._translate(), self._environment().begin(buffers=False) as txn:
-            yield Reading(txn, self._shared.databases)
+        shared = self._use()
+        with self._translate(), shared.environment.begin() as txn:
+            yield Reading(txn, shared.databases)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Writing]:
         """Change the index; all of it, durably, or nothing."""
-        with self._translate(), self._environment().begin(write=True) as txn:
-            yield Writing(txn, self._shared.databases)
+        shared = self._use()
+        with self._translate(), shared.environment.begin(write=True) as txn:
+            yield Writing(txn, shared.databases)
 
-    def _environment(self) -> Any:
+    def _use(self) -> _Shared:
         if self._shared is None:
             raise ReplayError(f"{self.path}: the store is closed", hint="Open it again.")
         if self._pid != os.getpid():
@@ -149,7 +151,7 @@ class Index:
                 f"{self.path}: the index was opened before a fork and cannot be used in the child",
                 hint="Open the store in the child process, or let ReplayLoader read in workers.",
             )
-        return self._shared.environment
+        return self._shared
 
     @contextlib.contextmanager
     def _translate(self) -> Iterator[None]:

@@ -295,10 +295,7 @@ def gather(
                 elif codec == CODEC_LZ4:
                     if body < 16 or _u32(raw, 4) != chunk_bytes or _u32(raw, 12) != body:
                         return i * 4 + UNDECODABLE
-                    if (
-                        native.blosc_decompress(raw_address, place, np.uint64(chunk_bytes), np.int32(1))
-                        != chunk_bytes
-                    ):
+                    if native.blosc_decompress(raw_address, place, np.uint64(chunk_bytes), np.int32(1)) != chunk_bytes:
                         return i * 4 + UNDECODABLE
                 elif body != chunk_bytes:
                     return i * 4 + UNDECODABLE

@@ -73,7 +73,7 @@ COUNTERS = np.dtype(
         ("evictions", "<i8"),
         ("steps_evicted", "<i8"),
         ("episodes_evicted", "<i8"),
-    ]
+    ],
 )
 SEGMENT = np.dtype(
     [
@@ -89,7 +89,7 @@ SEGMENT = np.dtype(
         ("sealed_at", "<f8"),
         ("seal", "<i8"),
         ("first_flags", "u1"),
-    ]
+    ],
 )
 FILE = np.dtype([("length", "<i8"), ("crc32", "<u4")])
 CHECK = np.dtype("<u4")
@@ -100,7 +100,7 @@ EPISODE = np.dtype(
         ("length", "<i4"),
         ("episode_return", "<f8"),
         ("flags", "u1"),
-    ]
+    ],
 )
 SUM = np.dtype([("total", "<f8"), ("place", "<i4"), ("rows", "<i4")])
 TERMINATED, TRUNCATED, INTERRUPTED = 1, 2, 4

@@ -64,7 +64,12 @@ zstd_decompress = _external(
     types.uintp, types.uintp, types.uintp, types.uintp, types.uintp, types.uintp,
 )  # fmt: skip
 blosc_decompress = _external(
-    "blosc_decompress", types.int32, types.uintp, types.uintp, types.uintp, types.int32
+    "blosc_decompress",
+    types.int32,
+    types.uintp,
+    types.uintp,
+    types.uintp,
+    types.int32,
 )
 
 

@@ -82,7 +82,10 @@ class WindowPlan:
             observations.append(first if k > 1 else first[:, 0])
             following.append(second if k > 1 else second[:, 0])
         reward, discount = n_step_return(
-            self.rewards.fetch(), self.lengths, self.terminated, gamma=self.gamma
+            self.rewards.fetch(),
+            self.lengths,
+            self.terminated,
+            gamma=self.gamma,
         )
         return Fetched(observations, [p.fetch() for p in self.actions], reward, discount, following)
 
@@ -96,15 +99,14 @@ class WindowPlan:
         if self.paths is None:
             return self
         pieces = [
-            p.resolved([open_file(path) for path in paths])
-            for p, paths in zip(self.pieces(), self.paths, strict=True)
+            p.resolved([open_file(path) for path in paths]) for p, paths in zip(self.pieces(), self.paths, strict=True)
         ]
         return self._with(pieces, keep=[], paths=None)
 
     def _with(self, pieces: list[Pieces], *, keep: list[object], paths: list[list[str]] | None) -> WindowPlan:
         n = len(self.observations)
         return replace(
-            self, observations=pieces[:n], actions=pieces[n:-1], rewards=pieces[-1], keep=keep, paths=paths
+            self, observations=pieces[:n], actions=pieces[n:-1], rewards=pieces[-1], keep=keep, paths=paths,
         )  # fmt: skip
 
 
@@ -179,7 +181,12 @@ class Reader:
         )
 
     def windows(
-        self, step_ids: NDArray[np.int64], *, n_step: int, frame_stack: int, pad_zeros: bool
+        self,
+        step_ids: NDArray[np.int64],
+        *,
+        n_step: int,
+        frame_stack: int,
+        pad_zeros: bool,
     ) -> Windows:
         """Choose the rows of one window a step id.
 
@@ -206,7 +213,7 @@ class Reader:
         if bad >= 0:
             raise StepEvictedError(
                 f"step id {int(step_ids[bad])} is not a step that can be sampled: it holds an episode's "
-                "last observation, or its next observation is not there yet"
+                "last observation, or its next observation is not there yet",
             )
         return found
 

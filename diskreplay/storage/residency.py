@@ -183,7 +183,8 @@ class Residency:
     def _gone(self, txn: Reading, segment: int, what: str) -> None:
         if txn.get("segments", layout.segment_key(segment)) is None:
             raise StepEvictedError(
-                f"segment {segment} was evicted by another process", hint="Call store.refresh()."
+                f"segment {segment} was evicted by another process",
+                hint="Call store.refresh().",
             )
         raise CorruptStoreError(f"{self.root}: segment {segment}: {what}", path=self.root)
 

@@ -78,7 +78,11 @@ class SegmentWriter:
         self.disk.sync_directory(self.root / layout.STEPS)
 
     def write(
-        self, segment: int, arrays: Mapping[str, NDArray[Any]], rows: int, codings: Mapping[str, Coding]
+        self,
+        segment: int,
+        arrays: Mapping[str, NDArray[Any]],
+        rows: int,
+        codings: Mapping[str, Coding],
     ) -> tuple[list[FileRecord], bytes]:
         """Write one shard a field, durably; return what the catalogue must know of files and chunks.
 
@@ -111,7 +115,7 @@ class SegmentWriter:
         if coding.codec == "none" and not is_regular(index, coding.chunk_steps * field.row_bytes + 4):
             raise ReplayError(f"{path}: zarr laid out this shard in another order than chunk by chunk")
         ends = index[:, :1] + index[:, 1:] - 4 + np.arange(4)
-        return np.frombuffer(data, np.uint8)[ends].tobytes()
+        return bytes(np.frombuffer(data, np.uint8)[ends].tobytes())
 
     def remove(self, segment: int) -> None:
         """Unlink an evicted segment's shards and sync their folders. The index has forgotten them already."""

@@ -114,7 +114,7 @@ class SegmentTable:
     def live(self) -> NDArray[np.int64]:
         """Return the slots in use, in the order of their segments."""
         slots = np.flatnonzero(self.segment[: self.size] >= 0)
-        return slots[np.argsort(self.segment[slots])]
+        return np.asarray(slots[np.argsort(self.segment[slots])], np.int64)
 
     def add(self, segment: int, stream: int, previous: int) -> int:
         """Give a segment a slot; `previous` is the segment before it in its stream, or -1."""
@@ -213,7 +213,7 @@ class SegmentTable:
 
     def step_ids(self, slots: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
         """Return the step ids of rows."""
-        return self.segment[slots] * self.segment_steps + rows
+        return np.asarray(self.segment[slots] * self.segment_steps + rows, np.int64)
 
     def require(self, step_ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return slot and row of each step id.

@@ -183,7 +183,7 @@ class Tail:
             data = rows.tobytes()
             coded = Zstd(level=1).encode(data) if len(data) > WORTH_CODING else data
             blobs.append(
-                (field.name, "zstd", coded) if len(coded) < len(data) else (field.name, "none", data)
+                (field.name, "zstd", coded) if len(coded) < len(data) else (field.name, "none", data),
             )
         blobs.append((EPISODES_BLOB, "none", self.episodes[self._committed_ends : self.n_ends].tobytes()))
         run = self.running

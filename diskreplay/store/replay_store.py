@@ -312,11 +312,6 @@ class ReplayStore:
         self._require_open()
         return column(self._engine, field)
 
-    def priorities(self, sampler: str = "prioritized") -> Iterator[NDArray[np.float32]]:
-        """Yield the committed priorities of the transitions, a block a segment; nothing if there are none."""
-        self._require_open()
-        return (p for _, p in self.load_priorities(sampler))
-
     @property
     def lock(self) -> threading.RLock:
         """Return the lock that guards the store's tables, for samplers."""

@@ -14,8 +14,8 @@ from diskreplay.storage import layout
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from diskreplay.store.replay_store import ReplayStore
     from diskreplay.storage.streams import Stream
+    from diskreplay.store.replay_store import ReplayStore
 
 
 class StreamWriter:
@@ -102,7 +102,12 @@ class StreamWriter:
         return step_id
 
     def write_episode(
-        self, observations: Any, actions: Any, rewards: Any, terminations: Any, truncations: Any
+        self,
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        terminations: Any,
+        truncations: Any,
     ) -> NDArray[np.int64]:
         """Append a whole episode of T steps at once; return the (T,) step ids.
 
@@ -126,7 +131,7 @@ class StreamWriter:
         early = np.flatnonzero(ended[:-1] | cut[:-1])
         if len(early):
             raise SpecMismatchError(
-                f"stream {self.name!r}: step {int(early[0])} of {count} ends the episode, but steps follow"
+                f"stream {self.name!r}: step {int(early[0])} of {count} ends the episode, but steps follow",
             )
         seen = self._leaves(self._spec.observation, observations, "observation", count=count + 1)
         acted = self._leaves(self._spec.action, actions, "action", count=count, in_space=True)

@@ -17,19 +17,27 @@ from tests.models.replay_twin import ReplayTwin
 
 SPECS = {
     "vector": StepSpec(
-        ArraySpec("observation", (3,), "float32"), ArraySpec("action", (), "int64", "discrete", n=9)
+        ArraySpec("observation", (3,), "float32"),
+        ArraySpec("action", (), "int64", "discrete", n=9),
     ),
     "image": StepSpec(
-        ArraySpec("observation", (12, 12), "uint8"), ArraySpec("action", (2,), "float32", low=-1.0, high=1.0)
+        ArraySpec("observation", (12, 12), "uint8"),
+        ArraySpec("action", (2,), "float32", low=-1.0, high=1.0),
     ),
 }
 SCRIPT = st.lists(
     st.one_of(
         st.tuples(
-            st.just("episode"), st.integers(0, 2), st.integers(1, 25), st.sampled_from(["end", "cut", "open"])
+            st.just("episode"),
+            st.integers(0, 2),
+            st.integers(1, 25),
+            st.sampled_from(["end", "cut", "open"]),
         ),
         st.tuples(
-            st.just("steps"), st.integers(0, 2), st.integers(0, 12), st.sampled_from(["end", "cut", "open"])
+            st.just("steps"),
+            st.integers(0, 2),
+            st.integers(0, 12),
+            st.sampled_from(["end", "cut", "open"]),
         ),
         st.tuples(st.sampled_from(["commit", "seal", "reopen"])),
     ),
@@ -72,7 +80,11 @@ class Player:
         gains = self.rng.normal(size=length).astype(np.float32)
         last = np.arange(length) == length - 1
         ids = self.writer(stream).write_episode(
-            np.stack(seen), np.stack(acts), gains, last & (how == "end"), last & (how == "cut")
+            np.stack(seen),
+            np.stack(acts),
+            gains,
+            last & (how == "end"),
+            last & (how == "cut"),
         )
         self.twin.reset(stream, seen[0])
         for t, step_id in enumerate(ids.tolist()):
@@ -123,7 +135,16 @@ def compare(batch, expected):
     prioritized=st.booleans(),
 )
 def test_loader_serves_what_the_twin_computes(
-    compiled, script, kind, segment_steps, compression, n_step, gamma, frame_stack, padding, prioritized
+    compiled,
+    script,
+    kind,
+    segment_steps,
+    compression,
+    n_step,
+    gamma,
+    frame_stack,
+    padding,
+    prioritized,
 ):
     """Any mix of streams, episode ends, commits, seals and restarts; any window; either read path."""
     folder = Path(tempfile.mkdtemp())

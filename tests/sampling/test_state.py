@@ -102,7 +102,8 @@ def test_growth_and_eviction_are_followed(make_store):
         again = PrioritizedSampler(other, seed=0)
         assert again.priorities_of(live).tolist() == [known[i] for i in live.tolist()]
         np.testing.assert_array_equal(
-            again.draw(64).step_ids, PrioritizedSampler(store, seed=0).draw(64).step_ids
+            again.draw(64).step_ids,
+            PrioritizedSampler(store, seed=0).draw(64).step_ids,
         )
 
 
@@ -139,7 +140,10 @@ def test_two_learners_are_kept_apart(make_store):
         "PrioritizedSampler(s, name='other')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(store.path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, str(store.path)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "sampler 'prioritized' is held by process" in done.stdout
     assert StoreLockedError("x").hint

@@ -40,7 +40,7 @@ def test_uniform_draws_are_uniform(make_store):
     """Chi-square of 10^5 draws over sealed segments and tails of two streams."""
     store = make_store(segment_steps=32)
     ids = np.sort(
-        np.concatenate([fill(store, episodes=9, length=11), fill(store, episodes=2, length=5, stream="b")])
+        np.concatenate([fill(store, episodes=9, length=11), fill(store, episodes=2, length=5, stream="b")]),
     )
     counts = counts_of(UniformSampler(store, seed=0), ids)
     assert stats.chisquare(counts).pvalue > 1e-3
