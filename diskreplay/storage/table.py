@@ -196,7 +196,7 @@ class SegmentTable:
                 column[neighbour] = -1
         self.detach_tail(slot)
         self.segment[slot] = -1
-        self.rows[slot] = self.available[slot] = self.n_ends[slot] = 0
+        self.rows[slot] = self.available[slot] = self.n_ends[slot] = self.bytes_on_disk[slot] = 0
         self._lookup[segment - self._lookup_base] = -1
         self._free.append(slot)
         self._free.sort(reverse=True)

@@ -1,0 +1,7 @@
+"""Owns which leaf a draw falls on and how its bias is corrected; no steps, no storage."""
+
+from diskreplay.priority.schedule import LinearSchedule
+from diskreplay.priority.sum_tree import SumTree
+from diskreplay.priority.weights import importance_weights, leaf_value
+
+__all__ = ["LinearSchedule", "SumTree", "importance_weights", "leaf_value"]

@@ -1,0 +1,72 @@
+"""Owns two formulas: from a priority to its leaf value, from a probability to its weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def leaf_value(priorities: NDArray[np.float32], alpha: float) -> NDArray[np.float64]:
+    """Raise priorities to the exponent alpha: what a sum tree's leaf holds.
+
+    Schaul et al. 2016 (arXiv:1511.05952), eq. 1: `P(i) = p_i^alpha / sum_k p_k^alpha`. Ours:
+    0^0 is 0, so a priority of 0 is never drawn, whatever alpha is.
+
+    Args:
+        priorities: (n,), finite and >= 0.
+        alpha: 0 draws uniformly among the priorities above 0, 1 in proportion to them.
+
+    Raises:
+        ValueError: If alpha is negative or not finite, or a priority is; it names the first one.
+
+    >>> priorities = np.array([0, 1, 4], np.float32)
+    >>> leaf_value(priorities, 0.5).tolist(), leaf_value(priorities, 0.0).tolist()
+    ([0.0, 1.0, 2.0], [0.0, 1.0, 1.0])
+    """
+    if not 0.0 <= alpha < np.inf:
+        raise ValueError(f"alpha must be finite and >= 0, not {alpha}.")
+    values = np.asarray(priorities, np.float64)
+    sound = (values >= 0.0) & (values < np.inf)
+    if not sound.all():
+        first = int(np.argmin(sound))
+        raise ValueError(f"Priority {values.flat[first]} at position {first} is not finite and >= 0.")
+    if alpha == 0.0:
+        return (values > 0.0).astype(np.float64)
+    return np.power(values, alpha)
+
+
+def importance_weights(probabilities: NDArray[np.float64], *, size: int, beta: float) -> NDArray[np.float32]:
+    """Weigh draws so that the unevenness of their probabilities is corrected by the share beta.
+
+    Schaul et al. 2016 (arXiv:1511.05952), section 3.4: `w_i = (N P(i))^-beta / max_j w_j`, the
+    maximum taken over the batch. N divides out again; it is asked for as it is in the formula.
+
+    Args:
+        probabilities: (B,), each drawn entry's probability, above 0.
+        size: N, the number of transitions that could have been drawn.
+        beta: 0 corrects nothing, 1 corrects fully.
+
+    Returns:
+        (B,), in (0, 1]; the rarest entry of the batch has 1.
+
+    Raises:
+        ValueError: If a probability is not above 0 and finite, size is below 1, or beta is
+            negative or not finite.
+
+    >>> importance_weights(np.array([0.25, 0.5]), size=4, beta=1.0).tolist()
+    [1.0, 0.5]
+    """
+    if size < 1 or not 0.0 <= beta < np.inf:
+        raise ValueError(f"size must be at least 1 and beta finite and >= 0, not {size}, {beta}.")
+    drawn = np.asarray(probabilities, np.float64)
+    if drawn.size == 0:
+        return np.zeros(drawn.shape, np.float32)
+    least = float(drawn.min())
+    if not (least > 0.0 and float(drawn.max()) < np.inf):
+        raise ValueError("Probabilities must be above 0 and finite; entries of 0 are never drawn.")
+    # The largest weight is the rarest entry's; divided out before the power, nothing overflows.
+    return np.power(least / drawn, beta).astype(np.float32)
