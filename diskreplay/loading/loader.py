@@ -144,6 +144,7 @@ class ReplayLoader(DataLoader[Any]):
         spec, sampler = self.replay_sampler.store.spec, self.replay_sampler
         buffers = Buffers(self.prefetch + self.threads + 2)
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="diskreplay-read")
+        announcer = ThreadPoolExecutor(1, thread_name_prefix="diskreplay-announce")
         waiting: deque[tuple[Draw, Future[Batch]]] = deque()
 
         def read(draw: Draw, plan: WindowPlan) -> Batch:
@@ -153,7 +154,7 @@ class ReplayLoader(DataLoader[Any]):
 
         def submit() -> None:
             draw, plan = self.draw_plan()
-            plan.announce()
+            announcer.submit(plan.announce)
             waiting.append((draw, pool.submit(read, draw, plan)))
 
         try:
@@ -169,6 +170,7 @@ class ReplayLoader(DataLoader[Any]):
                 yield batch
                 del batch
         finally:
+            announcer.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
             sampler.recall()
 

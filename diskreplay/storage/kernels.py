@@ -32,7 +32,8 @@ def _pointer(_context: Any, address: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, following, first_end, last_end,
-                 first_flags, n_ends, ends_address, flags_address, out_slot, out_row, reward_slot, reward_row, lengths, outcome):  # fmt: skip
+                 first_flags, n_ends, ends_address, flags_address, out_slot, out_row, reward_slot, reward_row,
+                 lengths, outcome):  # fmt: skip
     """Choose the rows of B windows: k observations up to step t, k up to t + m, and m rewards, m <= n.
 
     A window stays in its episode: m is cut at the episode's last row, or at the newest row of a running episode;
