@@ -17,7 +17,7 @@ from diskreplay.experience import Batch
 from diskreplay.loading.tensors import Buffers, to_device, to_tensors
 from diskreplay.sampling import Draw
 from diskreplay.storage.reading import FileCache, WindowPlan
-from diskreplay.store.replay_store import assemble, check_window
+from diskreplay.store.windows import assemble, check_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +127,7 @@ class ReplayLoader(DataLoader[Any]):
 
     def _replace_evicted(self, draw: Draw) -> Draw:
         store, sampler = self.replay_sampler.store, self.replay_sampler
-        segments, _ = store.live_segments()
+        segments, _ = store.access.live_segments()
         gone = ~np.isin(draw.step_ids // store.segment_steps, segments)
         other = sampler.draw_ahead(self._rows)
         sampler.delivered(other)

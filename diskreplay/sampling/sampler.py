@@ -50,8 +50,6 @@ class Sampler(ABC):
         resume: Go on from the committed state, if there is one. Default: if no seed is given.
     """
 
-    exclusive = False
-
     def __init__(
         self,
         store: ReplayStore,
@@ -69,15 +67,10 @@ class Sampler(ABC):
         self._in_flight: deque[Draw] = deque()
         self._drawn_before: deque[Draw] = deque()
         with store.lock:
-            store.join(name, self, exclusive=self.exclusive)
-            self._start()
-            checkpoint = store.load_sampler(name) if (seed is None if resume is None else resume) else None
+            store.access.join(name, self)
+            checkpoint = store.access.load_sampler(name) if (seed is None if resume is None else resume) else None
             if checkpoint is not None:
                 self.load_state_dict(checkpoint.state)
-
-    @abstractmethod
-    def _start(self) -> None:
-        """Get ready to draw; called once, with the store's lock held."""
 
     @abstractmethod
     def _draw(self, batch_size: int) -> Draw:

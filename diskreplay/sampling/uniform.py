@@ -34,9 +34,6 @@ class UniformSampler(Sampler):
     ) -> None:
         super().__init__(store, seed=seed, name=name, resume=resume)
 
-    def _start(self) -> None:
-        return
-
     def _draw(self, batch_size: int) -> Draw:
         ranks = self._random.integers(len(self.store), size=batch_size)
         return Draw(self.store.step_ids_of(ranks), np.ones(batch_size, np.float32))

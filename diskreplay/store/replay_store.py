@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,25 +12,21 @@ from diskreplay.errors import ReadOnlyError, ReplayError, StoreLockedError
 from diskreplay.experience import Batch, SequenceBatch, StepSpec
 from diskreplay.experience.spec import build
 from diskreplay.storage import layout
-from diskreplay.storage.commit import Committer, Participant
+from diskreplay.storage.commit import Committer
 from diskreplay.storage.creation import create_store, describe, read_description
 from diskreplay.storage.durable import Disk
 from diskreplay.storage.engine import Engine
 from diskreplay.storage.index import Index
-from diskreplay.storage.priorities import (
-    SamplerCheckpoint,
-    load_priorities,
-    load_sampler,
-    sampler_segments,
-)
 from diskreplay.storage.sequences import fetch_sequences
 from diskreplay.storage.verify import Problem, verify_store
+from diskreplay.store.access import SamplerAccess
 from diskreplay.store.stats import EpisodeTable, StoreStats, collect_stats, column, episode_table
+from diskreplay.store.windows import as_step_ids, assemble, check_window
 from diskreplay.store.writer import StreamWriter
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -73,7 +68,7 @@ class ReplayStore:
             self._index.close()
             raise
         self._committer = Committer(self._engine, description.capacity, description.compression)
-        self._participants: dict[str, weakref.ref[Participant]] = {}
+        self.access = SamplerAccess(self.path, self._engine, writable=mode == "a")
         self._writers: set[StreamWriter] = set()
         self._closed = False
 
@@ -185,7 +180,7 @@ class ReplayStore:
             ReadOnlyError: If the store was opened with mode="r".
         """
         self._require_writable()
-        self._committer.commit(self._alive())
+        self._committer.commit(self.access.participants())
 
     def seal(self) -> None:
         """Commit, and turn the tails into segments however short, so that zarr holds every step.
@@ -203,7 +198,7 @@ class ReplayStore:
                     except StoreLockedError:
                         continue
         try:
-            self._committer.commit(self._alive(), seal=True)
+            self._committer.commit(self.access.participants(), seal=True)
         finally:
             with self._engine.lock:
                 for stream in claimed:
@@ -259,7 +254,7 @@ class ReplayStore:
             StepEvictedError: As for `read`.
         """
         self._require_open()
-        ids = _ids(step_ids)
+        ids = as_step_ids(step_ids)
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
         with self._engine.lock:
@@ -287,7 +282,7 @@ class ReplayStore:
         """Find where the windows of `read` lie, to fetch them later, elsewhere; for loaders."""
         self._require_open()
         check_window(n_step, gamma, frame_stack, padding)
-        ids = _ids(step_ids)
+        ids = as_step_ids(step_ids)
         with self._engine.lock:
             return self._engine.reader.plan(
                 ids,
@@ -314,59 +309,23 @@ class ReplayStore:
 
     @property
     def lock(self) -> threading.RLock:
-        """Return the lock that guards the store's tables, for samplers."""
+        """Return the lock that guards the store's tables; samplers hold it while they draw."""
         return self._engine.lock
 
-    @property
-    def version(self) -> int:
-        """Return a number that changes whenever steps come or go in this process's view."""
-        return self._engine.table.version
-
-    def live_segments(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the live segments' ids, ascending, and how many complete rows each has. Cost: O(segments)."""
-        table = self._engine.table
-        live = table.live()
-        return table.segment[live], table.rows[live].astype(np.int64)
-
-    def final_rows(self, segment: int) -> NDArray[np.int32]:
-        """Return the rows of a live segment that hold an episode's last observation and cannot be sampled."""
-        return self._engine.reader.final_rows(segment)
-
     def step_ids_of(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the step ids of the transitions of these ranks, counted in the order of step ids."""
-        return self._engine.reader.step_ids_of(ranks)
+        """Return the step ids of the transitions of these ranks, counted in the order of step ids.
+
+        Args:
+            ranks: (B,), each in [0, len(store)).
+        """
+        self._require_open()
+        with self._engine.lock:
+            return self._engine.reader.step_ids_of(np.asarray(ranks, np.int64))
 
     def priorities(self, sampler: str = "prioritized") -> Iterator[NDArray[np.float32]]:
         """Yield the committed priorities of the transitions, a block a segment; nothing if there are none."""
         self._require_open()
-        with self._index.read() as txn:
-            for segment in sampler_segments(txn, sampler):
-                values = load_priorities(txn, sampler, segment)
-                yield values[values >= 0]
-
-    def load_sampler(self, sampler: str) -> SamplerCheckpoint | None:
-        """Return what the sampler of that name committed last, or None."""
-        self._require_open()
-        with self._index.read() as txn:
-            return load_sampler(txn, sampler)
-
-    def load_priorities(self, sampler: str, segment: int) -> NDArray[np.float32]:
-        """Return the committed priorities of a segment's first rows; -1 where a row cannot be sampled."""
-        with self._index.read() as txn:
-            return load_priorities(txn, sampler, segment)
-
-    def join(self, name: str, participant: Participant, *, exclusive: bool) -> None:
-        """Have a participant's state committed with the data; it takes the place of one of the same name.
-
-        Raises:
-            StoreLockedError: If `exclusive` and another process has a participant of that name.
-        """
-        if self.mode != "a":
-            return
-        with self._engine.lock:
-            if exclusive:
-                self._engine.claim_sampler(name)
-            self._participants[name] = weakref.ref(participant)
+        return self.access.priorities(sampler)
 
     def stats(self) -> StoreStats:
         """Describe the store: counts, sizes, rewards, returns, lengths, priorities. Cost: reads all rewards."""
@@ -408,13 +367,6 @@ class ReplayStore:
         self._engine.keep_until_committed(writer._stream)  # noqa: SLF001
         self._writers.discard(writer)
 
-    def _alive(self) -> list[Participant]:
-        found = [(name, ref()) for name, ref in self._participants.items()]
-        for name, participant in found:
-            if participant is None:
-                del self._participants[name]
-        return [participant for _, participant in found if participant is not None]
-
     def _require_open(self) -> None:
         if self._closed:
             raise ReplayError(f"{self.path}: the store is closed", path=self.path, hint="Open it again.")
@@ -423,38 +375,3 @@ class ReplayStore:
         self._require_open()
         if self.mode != "a":
             raise ReadOnlyError(f"{self.path}: opened with mode='r'", path=self.path)
-
-
-def assemble(spec: StepSpec, plan: WindowPlan, fetched: Fetched, weight: Any) -> Batch:
-    """Nest a plan's arrays as the spec is nested."""
-    return Batch(
-        observation=build(spec.observation, iter(fetched.observation)),
-        action=build(spec.action, iter(fetched.action)),
-        reward=fetched.reward,
-        discount=fetched.discount,
-        next_observation=build(spec.observation, iter(fetched.next_observation)),
-        weight=weight,
-        step_ids=plan.step_ids,
-    )
-
-
-def check_window(n_step: int, gamma: float, frame_stack: int, padding: str) -> None:
-    """Check what a window is asked to be.
-
-    Raises:
-        ValueError: If an argument is out of range; names it.
-    """
-    for name, value in (("n_step", n_step), ("frame_stack", frame_stack)):
-        if isinstance(value, bool) or int(value) != value or not 1 <= value <= 1 << 16:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
-    if padding not in ("first", "zeros"):
-        raise ValueError(f"padding must be 'first' or 'zeros', got {padding!r}")
-
-
-def _ids(step_ids: ArrayLike | Sequence[int]) -> NDArray[np.int64]:
-    ids = np.asarray(step_ids)
-    if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
-        raise ValueError(f"step_ids must be a 1-d array of integers, got {ids.dtype} {ids.shape}")
-    return ids.astype(np.int64)

@@ -22,7 +22,7 @@ def test_priorities_come_back_exactly(make_store):
     store.close()
     with ReplayStore.open(store.path, mode="a") as again:
         loaded = PrioritizedSampler(again, seed=0)
-        assert not loaded._tree.is_loaded([0])[0]
+        assert not loaded._priorities.tree.is_loaded([0])[0]
         assert loaded.total == total
         np.testing.assert_array_equal(loaded.priorities_of(ids), expected)
         assert loaded.total == total

@@ -111,9 +111,9 @@ def test_capacity_in_steps(make_store):
         store.read(old)
     assert other.refresh()
     assert len(other) == len(store)
-    live = {int(s) for s in store.live_segments()[0]}
+    live = {int(s) for s in store.access.live_segments()[0]}
     store.seal()
-    live = {int(s) for s in store.live_segments()[0]}
+    live = {int(s) for s in store.access.live_segments()[0]}
     on_disk = {int(p.name.split(".")[1]) for p in (store.path / "steps" / "observation").glob("c.*")}
     assert on_disk == live
     other.close()

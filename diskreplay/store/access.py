@@ -1,0 +1,85 @@
+"""A store as its samplers see it: which segments are live, which priorities are committed, and when to commit."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diskreplay.storage.priorities import SamplerCheckpoint, load_priorities, load_sampler, sampler_segments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from diskreplay.storage.commit import Participant
+    from diskreplay.storage.engine import Engine
+
+
+class SamplerAccess:
+    """What a sampler needs of a store and a user does not. Call with the store's lock held.
+
+    Args:
+        path: The store's.
+        engine: The store's.
+        writable: Whether the store was opened with mode="a": only then are samplers' states committed.
+    """
+
+    def __init__(self, path: Path, engine: Engine, *, writable: bool) -> None:
+        self.path = path
+        self.segment_steps = engine.segment_steps
+        self._engine = engine
+        self._writable = writable
+        self._participants: dict[str, weakref.ref[Participant]] = {}
+
+    @property
+    def version(self) -> int:
+        """Return a number that changes whenever steps come or go in this process's view."""
+        return self._engine.table.version
+
+    def live_segments(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the live segments' ids, ascending, and how many complete rows each has. Cost: O(segments)."""
+        table = self._engine.table
+        live = table.live()
+        return table.segment[live], table.rows[live].astype(np.int64)
+
+    def final_rows(self, segment: int) -> NDArray[np.int32]:
+        """Return the rows of a live segment that hold an episode's last observation and cannot be sampled."""
+        return self._engine.reader.final_rows(segment)
+
+    def load_sampler(self, sampler: str) -> SamplerCheckpoint | None:
+        """Return what the sampler of that name committed last, or None. Cost: O(segments), not O(rows)."""
+        with self._engine.index.read() as txn:
+            return load_sampler(txn, sampler)
+
+    def load_priorities(self, sampler: str, segment: int) -> NDArray[np.float32]:
+        """Return the committed priorities of a segment's first rows; -1 where a row cannot be sampled."""
+        with self._engine.index.read() as txn:
+            return load_priorities(txn, sampler, segment)
+
+    def priorities(self, sampler: str) -> Iterator[NDArray[np.float32]]:
+        """Yield the committed priorities of the transitions, a block a segment."""
+        with self._engine.index.read() as txn:
+            for segment in sampler_segments(txn, sampler):
+                values = load_priorities(txn, sampler, segment)
+                yield values[values >= 0]
+
+    def join(self, name: str, participant: Participant, *, exclusive: bool = False) -> None:
+        """Have a participant's state committed with the data; it takes the place of one of the same name.
+
+        Raises:
+            StoreLockedError: If `exclusive` and another process has a participant of that name.
+        """
+        if self._writable:
+            if exclusive:
+                self._engine.claim_sampler(name)
+            self._participants[name] = weakref.ref(participant)
+
+    def participants(self) -> list[Participant]:
+        """Return the participants that are still alive."""
+        found = {name: ref() for name, ref in self._participants.items()}
+        self._participants = {n: self._participants[n] for n, alive in found.items() if alive is not None}
+        return [participant for participant in found.values() if participant is not None]
