@@ -27,7 +27,8 @@ def main() -> int:
         done = subprocess.run(command, cwd=ROOT, check=False, capture_output=not last, text=True)
         seconds = time.monotonic() - started
         print(
-            f"{'ok  ' if done.returncode == 0 else 'FAIL'} {name:<10} {seconds:6.1f} s", flush=True
+            f"{'ok  ' if done.returncode == 0 else 'FAIL'} {name:<10} {seconds:6.1f} s",
+            flush=True,
         )
         if done.returncode != 0:
             if not last:

@@ -1,0 +1,165 @@
+"""`diskreplay train`: learn from a store."""
+
+# ruff: noqa: D301, PLC0415 - click reads \b; a command imports what it needs when it runs
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from diskreplay.commands.output import EXIT_ERROR, emit_json, emit_text, json_option, note, quiet_option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diskreplay.learning import TrainConfig, TrainReport
+    from diskreplay.store import ReplayStore
+
+NO_EVALUATION = "none"
+SHARE = click.FloatRange(0, 1)
+POSITIVE = click.IntRange(min=1)
+COUNT = click.IntRange(min=0)
+RATE = click.FloatRange(min=0, min_open=True)
+WEIGHT = click.FloatRange(min=0)
+
+# Option, TrainConfig's name for it, type, help. Defaults depend on the observations: None here.
+OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
+    ("--updates", "updates", POSITIVE, "Gradient steps in total, over all resumed runs."),
+    ("--seed", "seed", COUNT, "Decides the network's start, the batches and the evaluations."),
+    ("--batch-size", "batch_size", POSITIVE, "Transitions in a batch."),
+    ("--n-step", "n_step", POSITIVE, "Rewards summed before bootstrapping."),
+    ("--gamma", "gamma", SHARE, "Discount per step."),
+    ("--frame-stack", "frame_stack", POSITIVE, "Observations seen at once: 4 for images, else 1."),
+    ("--lr", "learning_rate", RATE, "Learning rate at the first update."),
+    ("--final-lr", "final_learning_rate", WEIGHT, "Learning rate at the last update."),
+    ("--target-period", "target_every", POSITIVE, "Updates between copies to the target network."),
+    ("--grad-clip", "grad_clip", RATE, "Largest norm of the gradient."),
+    ("--loss", "huber", click.Choice(["huber", "mse"]), "Loss of the TD error."),
+    ("--double/--no-double", "double", None, "Double DQN."),
+    ("--dueling/--no-dueling", "dueling", None, "Separate value and advantages."),
+    ("--rescale/--no-rescale", "rescale", None, "Learn rescaled values, for rewards of any size."),
+    ("--cql", "cql_alpha", WEIGHT, "Weight of the conservative term; 0 leaves it out."),
+    ("--sampler", "prioritized", click.Choice(["per", "uniform"]), "How batches are drawn."),
+    ("--alpha", "alpha", SHARE, "Exponent of the priorities."),
+    ("--beta", "beta", SHARE, "Importance exponent at the first update; rises to 1."),
+    ("--eval-every", "eval_every", COUNT, "Updates between evaluations; 0: at the end alone."),
+    ("--eval-episodes", "eval_episodes", COUNT, "Greedy episodes of an evaluation."),
+    ("--eval-max-steps", "eval_max_steps", POSITIVE, "Steps after which it cuts an episode off."),
+    ("--checkpoint-every", "checkpoint_every", POSITIVE, "Updates between checkpoints."),
+    ("--log-every", "log_every", POSITIVE, "Updates between lines of metrics.jsonl."),
+    ("--prefetch", "prefetch", POSITIVE, "Batches drawn and read ahead."),
+    ("--device", "device", str, "Where the network is: cpu or cuda."),
+    ("--tensorboard/--no-tensorboard", "tensorboard", None, "Write TensorBoard events."),
+)
+METAVARS = {click.IntRange: "N", click.FloatRange: "X"}
+MEANINGS = {"huber": True, "mse": False, "per": True, "uniform": False}
+
+
+def _config_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for flags, name, kind, text in reversed(OPTIONS):
+        metavar = METAVARS.get(type(kind))
+        option = click.option(flags, name, type=kind, default=None, metavar=metavar, help=text)
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Folder of the run: checkpoint, metrics.jsonl, curve.png, TensorBoard events.",
+)
+@click.option("--resume", is_flag=True, help="Go on from DIR's checkpoint; from the start if it has none.")
+@click.option(
+    "--eval-env",
+    metavar="ID",
+    help="Environment to evaluate in; 'none' for no evaluation.  [default: the store's]",
+)
+@_config_options
+@json_option
+@quiet_option
+def train(
+    store: Path,
+    *,
+    out: Path,
+    resume: bool,
+    eval_env: str | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Train a deep Q-network offline, on STORE alone.
+
+    Defaults depend on the observations: a small network for vectors, Rainbow's settings for images.
+    Ctrl-C writes a checkpoint; the same command with --resume goes on from it.
+
+    \b
+    Example:
+        diskreplay train cartpole.replay --out runs/cartpole --seed 0
+        diskreplay train breakout.replay --out runs/breakout --updates 500000 --device cuda --resume
+    """
+    from diskreplay.ingest import make_env
+    from diskreplay.learning import train as learn
+    from diskreplay.store import ReplayStore
+
+    given = {name: MEANINGS.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
+    if eval_env == NO_EVALUATION:
+        given["eval_episodes"] = 0
+    elif eval_env is not None:
+        make_env(eval_env).close()  # says what is wrong with it before the first update
+        given["eval_env"] = eval_env
+    _check_out(store, out)
+    with ReplayStore.open(store, mode="a") as opened:
+        report = learn(
+            opened,
+            out,
+            _config(opened, given, out if resume else None),
+            resume=resume,
+            env_factory=lambda env_id, seed: make_env(env_id),  # noqa: ARG005 - reset() takes it
+            progress=not quiet and sys.stderr.isatty(),
+        )
+    if as_json:
+        emit_json(report.to_json())
+    else:
+        emit_text(_summary(report, out))
+    if report.interrupted:
+        note(f"Interrupted: {report.updates:,} updates are kept in {out}; go on with --resume.")
+        sys.exit(EXIT_ERROR)
+
+
+def _config(store: ReplayStore, given: dict[str, Any], resumed: Path | None) -> TrainConfig:
+    """Build the run's options; those not given are the checkpoint's, or the defaults."""
+    from diskreplay.learning import TrainConfig, read_checkpoint
+
+    try:
+        if resumed is not None and (resumed / "checkpoint.pt").exists():
+            chosen = {name: value for name, value in given.items() if value is not None}
+            return dataclasses.replace(read_checkpoint(resumed).config, **chosen)
+        return TrainConfig.for_spec(store.spec, **given)
+    except ValueError as err:
+        raise click.UsageError(str(err)) from err
+
+
+def _check_out(store: Path, out: Path) -> None:
+    """Refuse to write a run into the store."""
+    if out.resolve().is_relative_to(store.resolve()):
+        raise click.UsageError(f"--out {out} is inside the store; choose a folder outside.")
+
+
+def _summary(report: TrainReport, out: Path) -> str:
+    learned = "not evaluated"
+    if report.eval_return_mean is not None:
+        episodes = len(report.eval_returns)
+        learned = f"mean greedy return {report.eval_return_mean:.4g} over {episodes} episodes"
+    return (
+        f"{report.updates:,} updates in {out}: {learned}; "
+        f"{report.updates_per_second:,.0f} updates/s, "
+        f"{report.data_wait_share:.1%} of the time waiting for data"
+    )
