@@ -18,10 +18,7 @@ from diskreplay.errors import SpecMismatchError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-DTYPES = frozenset(
-    ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-    + ("float16", "float32", "float64"),
-)
+DTYPES = frozenset(np.dtype(letter).name for letter in "?bhilBHILefd")
 MAX_ROW_BYTES = 1 << 30
 
 Bound = float | tuple[Any, ...] | None

@@ -1,0 +1,123 @@
+"""Where a run's batches come from, and where their TD errors go: a sampler and a loader over the store."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from diskreplay.experience.spec import flatten
+from diskreplay.learning.network import normalised_leaves, set_normaliser
+from diskreplay.learning.report import diverged
+from diskreplay.loading import ReplayLoader
+from diskreplay.priority import LinearSchedule
+from diskreplay.sampling import PrioritizedSampler, UniformSampler
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from torch import Tensor
+
+    from diskreplay.experience import Batch
+    from diskreplay.learning.config import TrainConfig
+    from diskreplay.learning.network import QNetwork
+    from diskreplay.store import ReplayStore
+
+NORMALISER_BATCHES, NORMALISER_ROWS = 50, 1_000
+"""Steps drawn to measure mean and deviation of vector observations; a tenth of it where images come along."""
+
+
+class Batches:
+    """Draw batches for a run, and give its TD errors back as priorities.
+
+    The sampler's state, batches drawn ahead included, is part of every commit of the store: that is what
+    makes a resumed run draw what the uninterrupted one would have drawn.
+
+    Args:
+        store: Store to draw from, opened with mode="a".
+        config: Options of the run.
+        resume: Go on from the state the store committed last; otherwise from `config.seed`, with all
+            priorities equal.
+        wait_seconds: Seconds the run has waited for data before.
+    """
+
+    def __init__(
+        self,
+        store: ReplayStore,
+        config: TrainConfig,
+        *,
+        resume: bool = False,
+        wait_seconds: float = 0.0,
+    ) -> None:
+        self.wait_seconds = wait_seconds
+        self._store, self._config = store, config
+        self._prioritized: PrioritizedSampler | None = None
+        if config.prioritized:
+            beta = LinearSchedule(config.beta, 1.0, steps=config.updates)
+            self._prioritized = PrioritizedSampler(
+                store, alpha=config.alpha, beta=beta, seed=config.seed, resume=resume
+            )
+            if not resume:
+                self._prioritized.forget_priorities()  # those of an earlier run are no business of this
+        self._loader = ReplayLoader(
+            self._prioritized or UniformSampler(store, seed=config.seed, resume=resume),
+            batch_size=config.batch_size,
+            n_step=config.n_step,
+            gamma=config.gamma,
+            frame_stack=config.frame_stack,
+            prefetch=config.prefetch,
+            device=config.device,
+        )
+        self._iterator: Generator[Batch] | None = None
+
+    def next(self) -> Batch:
+        """Return the next batch.
+
+        All the time this takes counts as waiting: what the learner's thread spends on drawing it cannot
+        spend on learning.
+        """
+        started = time.perf_counter()
+        if self._iterator is None:
+            self._iterator = iter(self._loader)  # type: ignore[assignment]
+        batch = next(self._iterator)  # type: ignore[arg-type]
+        self.wait_seconds += time.perf_counter() - started
+        return batch
+
+    def report(self, batch: Batch, td_error: Tensor) -> None:
+        """Make the TD errors the priorities of the batch's transitions, if sampling is prioritized.
+
+        Raises:
+            TrainingError: If one is not finite.
+        """
+        if self._prioritized is None:
+            return
+        errors = td_error.cpu().numpy()
+        if not np.isfinite(errors).all():
+            raise diverged("a TD error")
+        self._prioritized.update_priorities(batch.step_ids, errors)
+
+    def normalise(self, network: QNetwork) -> None:
+        """Give the network the mean and deviation of the vector observations, measured on random steps."""
+        leaves = normalised_leaves(self._store.spec)
+        if not leaves:
+            return
+        images = len(leaves) < len(self._store.spec.observation_leaves)
+        probe = UniformSampler(self._store, seed=self._config.seed, name="normaliser", resume=False)
+        pieces: list[list[Tensor]] = [[] for _ in leaves]
+        for _ in range(NORMALISER_BATCHES // 10 if images else NORMALISER_BATCHES):
+            observation = self._store.read(probe.draw(NORMALISER_ROWS).step_ids).observation
+            parts = flatten(self._store.spec.observation, observation, "observation")
+            for piece, leaf in zip(pieces, leaves, strict=True):
+                piece.append(torch.from_numpy(parts[leaf].astype(np.float64)).flatten(1))
+        for piece, leaf in zip(pieces, leaves, strict=True):
+            rows = torch.cat(piece)
+            set_normaliser(network, leaf, rows.mean(dim=0), rows.std(dim=0, correction=0))
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+        self._loader.close()
