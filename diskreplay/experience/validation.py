@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from diskreplay.experience.spec import ArraySpec
 
+LARGEST_REWARD = float(np.finfo(np.float32).max)
+
 
 def check_array(
     spec: ArraySpec,
@@ -83,6 +85,28 @@ def check_rewards(value: Any, *, count: int) -> NDArray[np.float32]:
             f"reward: expected a finite float32, got {given[row]}" + (f" at row {row}" if count > 1 else ""),
         )
     return rewards
+
+
+def check_reward(value: Any) -> float:
+    """Return one finite reward, rounded to float32.
+
+    Raises:
+        SpecMismatchError: If it is NaN, infinite or not a number.
+    """
+    if isinstance(value, float) and -LARGEST_REWARD <= value <= LARGEST_REWARD:
+        return float(np.float32(value))
+    return float(check_rewards(np.reshape(value, -1), count=1)[0])
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return one flag as a boolean.
+
+    Raises:
+        SpecMismatchError: If it is neither true nor false.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    return bool(check_flags(name, np.reshape(value, -1), count=1)[0])
 
 
 def _convert(spec: ArraySpec, given: NDArray[Any], *, plain: bool) -> NDArray[Any]:

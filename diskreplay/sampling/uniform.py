@@ -35,5 +35,6 @@ class UniformSampler(Sampler):
         super().__init__(store, seed=seed, name=name, resume=resume)
 
     def _draw(self, batch_size: int) -> Draw:
-        ranks = self._random.integers(len(self.store), size=batch_size)
+        # In order, so that neighbours in the batch are neighbours on disk.
+        ranks = np.sort(self._random.integers(len(self.store), size=batch_size))
         return Draw(self.store.step_ids_of(ranks), np.ones(batch_size, np.float32))

@@ -8,7 +8,7 @@ import numpy as np
 
 from diskreplay.errors import SpecMismatchError, WriterStateError
 from diskreplay.experience.spec import flatten
-from diskreplay.experience.validation import check_array, check_flags, check_rewards
+from diskreplay.experience.validation import check_array, check_flag, check_flags, check_reward, check_rewards
 from diskreplay.storage import layout
 
 if TYPE_CHECKING:
@@ -81,14 +81,14 @@ class StreamWriter:
         if not self._in_episode:
             raise WriterStateError(f"stream {self.name!r}: step() outside an episode")
         acted = self._leaves(self._spec.action, action, "action", in_space=True)
-        gain = self._checked(check_rewards, np.reshape(reward, -1), count=1)[0]
-        ended = self._checked(check_flags, "terminated", np.reshape(terminated, -1), count=1)[0]
-        cut = self._checked(check_flags, "truncated", np.reshape(truncated, -1), count=1)[0]
+        gain = self._checked(check_reward, reward)
+        ended = self._checked(check_flag, "terminated", terminated)
+        cut = self._checked(check_flag, "truncated", truncated)
         follows = self._leaves(self._spec.observation, next_observation, "observation")
         engine, stream = self._engine, self._stream
         with engine.lock:
             tail = stream.tails[-1]
-            step_id = tail.act(acted, float(gain), terminated=bool(ended), truncated=bool(cut))
+            step_id = tail.act(acted, gain, terminated=ended, truncated=cut)
             stream.steps += 1
             if tail.full:
                 engine.table.follow_tail(engine.table.slot(tail.segment), tail)
