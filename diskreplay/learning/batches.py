@@ -85,7 +85,7 @@ class Batches:
         self.wait_seconds += time.perf_counter() - started
         return batch
 
-    def report(self, batch: Batch, td_error: Tensor) -> None:
+    def set_priorities(self, batch: Batch, td_error: Tensor) -> None:
         """Make the TD errors the priorities of the batch's transitions, if sampling is prioritized.
 
         Raises:

@@ -45,13 +45,16 @@ IMAGE_DEFAULTS: dict[str, Any] = {
     "activation": "relu",
     "rescale": True,
     "eval_every": 25_000,
+    "eval_episodes": 10,
+    "eval_max_steps": 4_500,
     "checkpoint_every": 25_000,
     "log_every": 500,
     "torch_threads": None,
 }
 """Rainbow's settings for Atari (Hessel et al. 2018, table 1): a target copied every 32,000 frames is one every
 2,000 updates, since it updates once in four steps of four frames. But rewards are stored as the game gives
-them, and a batch has their n-step sums, so values are rescaled where Rainbow clips each reward."""
+them, and a batch has their n-step sums, so values are rescaled where Rainbow clips each reward. An evaluation's
+episodes end after 5 minutes of play (Machado et al. 2018, arXiv:1709.06009)."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Stopwatch:
             self._started = time.perf_counter() if was_running else None
 
 
-class Window:
+class Tally:
     """Gather the numbers of the updates since the last line of metrics.
 
     Args:
@@ -116,7 +116,7 @@ class Window:
         return means
 
     def summary(self, seconds: float, wait_seconds: float) -> dict[str, float]:
-        """Return the window's numbers, and begin the next one.
+        """Return the tally's numbers, and begin the next one.
 
         Args:
             seconds: Seconds of learning so far.

@@ -25,7 +25,7 @@ from diskreplay.learning.learner import Learner
 from diskreplay.learning.manners import set_on_signals, torch_threads
 from diskreplay.learning.metrics import MetricsLog, read_metrics
 from diskreplay.learning.policy import EpsilonGreedyPolicy
-from diskreplay.learning.report import Stopwatch, TrainReport, Window, pace
+from diskreplay.learning.report import Stopwatch, TrainReport, Tally, pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +112,7 @@ class Trainer:
             self._clock = Stopwatch(found.seconds)
             self.batches = Batches(store, config, resume=True, wait_seconds=found.wait_seconds)
             self.learner.load_state_dict(found.learner)
-        self._window = Window(self._clock.seconds, self.batches.wait_seconds)
+        self._tally = Tally(self._clock.seconds, self.batches.wait_seconds)
         self._returns: list[float] = []
         self._evaluated_at = -1
 
@@ -178,23 +178,23 @@ class Trainer:
         while self.updates < config.updates and not self._stop.is_set():
             batch = self.batches.next()
             update = self.learner.update(batch, self.updates)
-            self.batches.report(batch, update.td_error)
-            self._window.add(update)
+            self.batches.set_priorities(batch, update.td_error)
+            self._tally.add(update)
             self.updates += 1
             self._bar.update()
             last = self.updates == config.updates
             if self.updates % config.log_every == 0 or last:
-                self._log_window()
+                self._log_tally()
             if config.eval_every and self.updates % config.eval_every == 0:
                 self._evaluate()
             if self.updates % config.checkpoint_every == 0 and not last:
                 self._save()
 
-    def _log_window(self) -> None:
+    def _log_tally(self) -> None:
         record = {
             "kind": "train",
             "update": self.updates,
-            **self._window.summary(self._clock.seconds, self.batches.wait_seconds),
+            **self._tally.summary(self._clock.seconds, self.batches.wait_seconds),
             "learning_rate": self.config.learning_rate_at(self.updates - 1),
         }
         self._write(record)
@@ -225,7 +225,7 @@ class Trainer:
     def _save(self) -> None:
         """Commit the store and write the checkpoint, together."""
         with self._clock.paused():
-            self._window.means()
+            self._tally.means()
             self._log.sync()
             checkpoint = Checkpoint(
                 run=self._run,

@@ -20,8 +20,9 @@ The checks are what makes a shard the one that was committed: every part of a sh
 swapped or stale shard is sound in itself. For the same reason a file's own checksum is zlib's crc32: the crc32c of
 bytes that end in their crc32c is the same number whatever they are.
 
-Row t of the arrays is step id t. Segment s owns rows [s*S, (s+1)*S); a short segment leaves the rest unused, with
-episode = -1. A reader without the index finds every sealed row by episode >= 0.
+Row t of the arrays is step id t. Segment s owns rows [s*S, (s+1)*S); a short segment's shards lack the chunks past
+its rows, so that the rest reads as the fill value: episode = -1. A reader without the index finds every sealed row by
+episode >= 0.
 
 LMDB databases (integers in keys are big-endian; every value ends in the crc32c of what precedes it, u32 LE):
     meta        b"counters"  COUNTERS            b"fields"  JSON {field: {codec, chunk_steps}}

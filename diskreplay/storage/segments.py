@@ -92,30 +92,36 @@ class SegmentWriter:
         start = segment * self.segment_steps
         records, checks = [], []
         for field in self.fields:
-            values = arrays[field.name]
-            if rows < self.segment_steps:
+            chunk = codings[field.name].chunk_steps
+            chunks = -(-rows // chunk)
+            values = arrays[field.name][: chunks * chunk]
+            if rows < len(values):
                 values = values.copy()
                 values[rows:] = field.fill
             array = self._array(field, segment)
             key = f"{layout.STEPS}/{field.name}/{layout.shard_name(segment, 1 + len(field.shape))}"
             self._store.written.pop(key, None)
+            if len(values) < self.segment_steps:
+                # zarr would merge a short segment with what an interrupted attempt may have left.
+                self.disk.unlink(self.root / key)
             with _disk_errors(self.root / key):
-                array[start : start + self.segment_steps] = values
+                array[start : start + len(values)] = values
             record, data = self._store.written.pop(key, (None, memoryview(b"")))
             if record is None:
                 raise ReplayError(f"{self.root / key}: zarr did not write this shard", path=self.root)
             records.append(record)
-            checks.append(self._checks(field, codings[field.name], data, self.root / key))
+            checks.append(self._checks(field, codings[field.name], data, chunks, self.root / key))
         return records, b"".join(checks)
 
-    def _checks(self, field: Field, coding: Coding, data: memoryview, path: Path) -> bytes:
-        """Return the crc32c of every chunk of a shard, in order."""
+    def _checks(self, field: Field, coding: Coding, data: memoryview, written: int, path: Path) -> bytes:
+        """Return the crc32c of every chunk of a shard, in order; 0 for those past the `written` first."""
         chunks = self.segment_steps // coding.chunk_steps
-        index = parse_shard_index(bytes(data[-shard_index_bytes(chunks) :]), chunks, path).astype(np.int64)
+        index = parse_shard_index(bytes(data[-shard_index_bytes(chunks) :]), chunks, path)[:written].astype(np.int64)
         if coding.codec == "none" and not is_regular(index, coding.chunk_steps * field.row_bytes + 4):
             raise ReplayError(f"{path}: zarr laid out this shard in another order than chunk by chunk")
-        ends = index[:, :1] + index[:, 1:] - 4 + np.arange(4)
-        return bytes(np.frombuffer(data, np.uint8)[ends].tobytes())
+        checks = np.zeros((chunks, 4), np.uint8)
+        checks[:written] = np.frombuffer(data, np.uint8)[index[:, :1] + index[:, 1:] - 4 + np.arange(4)]
+        return bytes(checks.tobytes())
 
     def remove(self, segment: int) -> None:
         """Unlink an evicted segment's shards and sync their folders. The index has forgotten them already."""
