@@ -138,7 +138,7 @@ def settle(folder: Path, committed: tuple[str, int] | None) -> Path | None:
     following = folder / NEXT_NAME
     if following.exists():
         checkpoint = read_checkpoint(following)
-        if committed is None or committed == (checkpoint.run, checkpoint.updates):
+        if committed == (checkpoint.run, checkpoint.updates):
             promote(folder)
         else:
             following.unlink()

@@ -25,7 +25,7 @@ from diskreplay.learning.learner import Learner
 from diskreplay.learning.manners import set_on_signals, torch_threads
 from diskreplay.learning.metrics import MetricsLog, read_metrics
 from diskreplay.learning.policy import EpsilonGreedyPolicy
-from diskreplay.learning.report import Stopwatch, TrainReport, Tally, pace
+from diskreplay.learning.report import Stopwatch, Tally, TrainReport, pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,14 +161,15 @@ class Trainer:
             self._clock.seconds - seconds,
             self.batches.wait_seconds - waited,
         )
-        returns = self._returns if self._evaluated_at == self.updates else []
+        evaluated = self._evaluated_at == self.updates
+        returns = self._returns if evaluated else []
         return TrainReport(
             updates=self.updates,
             updates_per_second=rate,
             data_wait_share=share,
             eval_return_mean=sum(returns) / len(returns) if returns else None,
             eval_returns=returns,
-            interrupted=self._stop.is_set(),
+            interrupted=self.updates < self.config.updates or not (evaluated or self._evaluator is None),
             seconds=whole.seconds,
             out_dir=self.folder,
         )

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diskreplay.errors import StepEvictedError
 from diskreplay.experience import Batch
-from diskreplay.loading.tensors import Buffers, to_device, to_tensors
+from diskreplay.loading.pipeline import Pipeline, Planner
+from diskreplay.loading.tensors import to_device, to_tensors
 from diskreplay.sampling import Draw
 from diskreplay.storage.reading import FileCache, WindowPlan
 from diskreplay.store.windows import assemble, check_window
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from diskreplay.sampling import Sampler
 
 MOST_THREADS = 4
-REDRAWS = 3
 
 
 class ReplayLoader(DataLoader[Any]):
@@ -46,10 +43,6 @@ class ReplayLoader(DataLoader[Any]):
         num_workers: Worker processes that read instead of threads. Slower, for batches then cross between
             processes; each gets plain read plans and opens neither the store nor its index.
         options: Further arguments of `torch.utils.data.DataLoader`, such as `multiprocessing_context`.
-
-    Attributes:
-        wait_seconds: Seconds that `next()` has waited for data so far.
-        redrawn: Transitions drawn again because theirs had been evicted before they were read.
     """
 
     def __init__(
@@ -76,21 +69,21 @@ class ReplayLoader(DataLoader[Any]):
         self.device = torch.device(device)
         self.prefetch = prefetch
         self.threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
-        self.wait_seconds = 0.0
-        self.redrawn = 0
+        self._waited = [0.0]
         self.window: dict[str, Any] = {
             "n_step": n_step,
             "gamma": gamma,
             "frame_stack": frame_stack,
             "padding": padding,
         }
+        self._planner = Planner(sampler, self.window)
         self._rows = batch_size
         if num_workers:
             options.setdefault("prefetch_factor", max(1, -(-prefetch // num_workers)))
             options.setdefault("persistent_workers", True)
         super().__init__(
             _PlanReader(sampler.store.spec),
-            sampler=_Plans(self),
+            sampler=_Plans(self._planner, batch_size),
             batch_size=None,
             num_workers=num_workers,
             pin_memory=bool(num_workers) and self.device.type == "cuda",
@@ -111,68 +104,25 @@ class ReplayLoader(DataLoader[Any]):
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()  # noqa: SLF001  torch offers no other way
 
-    def draw_plan(self) -> tuple[Draw, WindowPlan]:
-        """Draw the next batch and find where it lies; steps evicted in between are drawn again."""
-        store, sampler = self.replay_sampler.store, self.replay_sampler
-        with store.lock:
-            draw = sampler.draw_ahead(self._rows)
-            for _ in range(REDRAWS):
-                try:
-                    return draw, store.plan(draw.step_ids, **self.window)
-                except StepEvictedError:
-                    # Drawn before a restart or an eviction; whatever is gone is replaced, the rest stays.
-                    store.refresh()
-                    draw = self._replace_evicted(draw)
-            return draw, store.plan(draw.step_ids, **self.window)
+    @property
+    def wait_seconds(self) -> float:
+        """Return the seconds that `next()` has taken so far: drawing, and waiting for data."""
+        return self._waited[0]
 
-    def _replace_evicted(self, draw: Draw) -> Draw:
-        store, sampler = self.replay_sampler.store, self.replay_sampler
-        segments, _ = store.access.live_segments()
-        gone = ~np.isin(draw.step_ids // store.segment_steps, segments)
-        other = sampler.draw_ahead(self._rows)
-        sampler.delivered(other)
-        self.redrawn += int(gone.sum())
-        sampler.delivered(draw)
-        return sampler.replaced(
-            Draw(
-                np.where(gone, other.step_ids, draw.step_ids),
-                np.where(gone, other.weight, draw.weight).astype(np.float32),
-            ),
-        )
+    @property
+    def redrawn(self) -> int:
+        """Return how many transitions were drawn again because theirs had been evicted before they were read."""
+        return self._planner.redrawn
 
     def _with_threads(self) -> Iterator[Batch]:
-        spec, sampler = self.replay_sampler.store.spec, self.replay_sampler
-        buffers = Buffers(self.prefetch + self.threads + 2)
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="diskreplay-read")
-        announcer = ThreadPoolExecutor(1, thread_name_prefix="diskreplay-announce")
-        waiting: deque[tuple[Draw, Future[Batch]]] = deque()
-
-        def read(draw: Draw, plan: WindowPlan) -> Batch:
-            batch = assemble(spec, plan, plan.fetch(buffers.take(plan.observations)), draw.weight)
-            tensors = to_tensors(batch, pin=self.device.type == "cuda")
-            return tensors if self.device.type == "cpu" else to_device(tensors, self.device)
-
-        def submit() -> None:
-            draw, plan = self.draw_plan()
-            announcer.submit(plan.announce)
-            waiting.append((draw, pool.submit(read, draw, plan)))
-
-        try:
-            while True:
-                while len(waiting) < self.prefetch:
-                    submit()
-                draw, future = waiting.popleft()
-                started = time.perf_counter()
-                batch = future.result()
-                self.wait_seconds += time.perf_counter() - started
-                del future
-                sampler.delivered(draw)
-                yield batch
-                del batch
-        finally:
-            announcer.shutdown(wait=True, cancel_futures=True)
-            pool.shutdown(wait=True, cancel_futures=True)
-            sampler.recall()
+        pipeline = Pipeline(
+            self._planner,
+            batch_size=self._rows,
+            depth=self.prefetch,
+            threads=self.threads,
+            device=self.device,
+        )
+        return pipeline.batches(self._waited)
 
     def _with_workers(self) -> Iterator[Batch]:
         sampler, plans = self.replay_sampler, self.sampler
@@ -183,23 +133,25 @@ class ReplayLoader(DataLoader[Any]):
             while True:
                 started = time.perf_counter()
                 batch = next(batches)
-                self.wait_seconds += time.perf_counter() - started
                 sampler.delivered(plans.draws.popleft())
-                yield batch if self.device.type == "cpu" else to_device(batch, self.device)
+                batch = batch if self.device.type == "cpu" else to_device(batch, self.device)
+                self._waited[0] += time.perf_counter() - started
+                yield batch
         finally:
-            sampler.recall()
+            sampler.recall(list(plans.draws))
 
 
 class _Plans:
     """What torch takes for its sampler: an endless row of read plans, drawn in the main process."""
 
-    def __init__(self, loader: ReplayLoader) -> None:
-        self.loader = loader
+    def __init__(self, planner: Planner, batch_size: int) -> None:
+        self.planner = planner
+        self.batch_size = batch_size
         self.draws: deque[Draw] = deque()
 
     def __iter__(self) -> Iterator[tuple[WindowPlan, Any]]:
         while True:
-            draw, plan = self.loader.draw_plan()
+            draw, plan = self.planner.plan(self.planner.sampler.draw_ahead(self.batch_size))
             self.draws.append(draw)
             yield plan.portable(), draw.weight
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from diskreplay.errors import NotEnoughStepsError, SpecMismatchError
 from diskreplay.storage.commit import SamplerRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from diskreplay.store import ReplayStore
@@ -21,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """A batch's step ids, (B,) int64, and importance weights, (B,) float32."""
+    """A batch's step ids, (B,) int64, importance weights, (B,) float32, and number among those drawn ahead."""
 
     step_ids: NDArray[np.int64]
     weight: NDArray[np.float32]
+    number: int = -1
 
     def to_json(self) -> list[str]:
         """Return the arrays' bytes as text."""
@@ -64,7 +68,8 @@ class Sampler(ABC):
         self.name = name
         self.batches = 0
         self._random = np.random.default_rng(seed)
-        self._in_flight: deque[Draw] = deque()
+        self._in_flight: dict[int, Draw] = {}
+        self._numbers = count()
         self._drawn_before: deque[Draw] = deque()
         with store.lock:
             store.access.join(name, self)
@@ -100,31 +105,34 @@ class Sampler(ABC):
                     raise NotEnoughStepsError(f"{self.store.path}: no transition to sample yet")
                 draw = self._draw(int(batch_size))
                 self.batches += 1
-            self._in_flight.append(draw)
+            draw = replace(draw, number=next(self._numbers))
+            self._in_flight[draw.number] = draw
             return draw
 
     def delivered(self, draw: Draw) -> Draw:
         """Note that a batch drawn ahead reached its user."""
         with self.store.lock:
-            self._in_flight = deque(other for other in self._in_flight if other is not draw)
+            self._in_flight.pop(draw.number, None)
         return draw
 
-    def replaced(self, draw: Draw) -> Draw:
-        """Take a batch that was mended (evicted steps drawn again) as one drawn ahead."""
+    def mend(self, draw: Draw, step_ids: NDArray[np.int64], weight: NDArray[np.float32]) -> Draw:
+        """Change what a batch drawn ahead consists of; return it."""
         with self.store.lock:
-            self._in_flight.append(draw)
-        return draw
+            mended = replace(draw, step_ids=step_ids, weight=weight)
+            if draw.number in self._in_flight:
+                self._in_flight[draw.number] = mended
+            return mended
 
-    def recall(self) -> None:
-        """Put back, in order, what was drawn ahead and not delivered, to be drawn again next."""
+    def recall(self, draws: Sequence[Draw]) -> None:
+        """Put back, in order, batches that were drawn ahead and will not be delivered: they come next again."""
         with self.store.lock:
-            self._drawn_before = self._in_flight + self._drawn_before
-            self._in_flight = deque()
+            numbers = sorted(draw.number for draw in draws if draw.number in self._in_flight)
+            self._drawn_before.extendleft(self._in_flight.pop(number) for number in reversed(numbers))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as a JSON object: random numbers, batches drawn, draws in flight."""
         with self.store.lock:
-            waiting = [*self._in_flight, *self._drawn_before]
+            waiting = [*self._in_flight.values(), *self._drawn_before]
             return {
                 "kind": type(self).__name__,
                 "random": self._random.bit_generator.state,
@@ -149,7 +157,7 @@ class Sampler(ABC):
                 self._drawn_before = deque(Draw.from_json(draw) for draw in state["in_flight"])
             except (KeyError, TypeError, ValueError) as err:
                 raise SpecMismatchError(f"sampler {self.name!r}: not a sampler's state: {err!r}") from err
-            self._in_flight = deque()
+            self._in_flight = {}
 
     def collect(self) -> SamplerRecord:
         """Return what is to be committed with the data."""

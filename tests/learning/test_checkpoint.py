@@ -103,8 +103,9 @@ def test_the_store_decides_between_two_checkpoints(tmp_path):
 def test_without_a_checkpoint_there_is_nothing_to_settle(tmp_path):
     """An empty folder, and a first checkpoint whose commit never came, are no run."""
     assert checkpoints.settle(tmp_path, None) is None
-    checkpoints.write_next(tmp_path, make(updates=10))
-    assert checkpoints.settle(tmp_path, ("another run", 10)) is None
+    for committed in (None, ("another run", 10)):
+        checkpoints.write_next(tmp_path, make(updates=10))
+        assert checkpoints.settle(tmp_path, committed) is None
 
 
 def test_files_that_are_no_checkpoints(tmp_path):

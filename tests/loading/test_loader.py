@@ -138,8 +138,7 @@ def test_steps_evicted_between_draw_and_read_are_drawn_again(make_store):
     fill(store, episodes=6, length=10)
     sampler = UniformSampler(store, seed=0)
     loader = ReplayLoader(sampler, batch_size=32)
-    sampler.draw_ahead(32)
-    sampler.recall()
+    sampler.recall([sampler.draw_ahead(32)])
     fill(store, episodes=12, length=10, seed=1)
     store.commit()
     live = set(store.step_ids_of(np.arange(len(store))).tolist())
@@ -163,6 +162,19 @@ def test_damage_reaches_the_learner_as_our_error(make_store, workers):
         next(iter(loader))
     loader.close()
     store.close()
+
+
+def test_two_iterators_share_a_sampler(image_store):
+    """Letting go of one puts back its own batches in flight, and leaves the other's alone."""
+    sampler = UniformSampler(image_store, seed=7)
+    expected = [sampler.draw(16).step_ids.tolist() for _ in range(9)]
+    loader = ReplayLoader(UniformSampler(image_store, seed=7), batch_size=16, prefetch=3)
+    one, two = iter(loader), iter(loader)
+    seen = [next(one).step_ids.tolist(), next(two).step_ids.tolist()]
+    assert seen == [expected[0], expected[3]]
+    one.close()
+    assert [next(two).step_ids.tolist() for _ in range(2)] == expected[4:6]
+    assert [next(two).step_ids.tolist() for _ in range(2)] == expected[1:3]
 
 
 def test_options_that_make_no_sense(image_store):
