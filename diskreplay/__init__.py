@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         StoreLockedError,
         StoreNotFoundError,
         TrainingError,
-        UnsupportedPathError,
         WriterStateError,
     )
     from diskreplay.experience import ArraySpec, Batch, SequenceBatch, StepSpec
@@ -37,7 +36,7 @@ _HOMES = {
     "diskreplay.errors": (
         "CorruptStoreError FormatVersionError NotEnoughStepsError ReadOnlyError ReplayError SourceError"
         " SpecMismatchError StepEvictedError StoreExistsError StoreFullError StoreLockedError"
-        " StoreNotFoundError TrainingError UnsupportedPathError WriterStateError"
+        " StoreNotFoundError TrainingError WriterStateError"
     ),
     "diskreplay.experience": "ArraySpec Batch SequenceBatch StepSpec",
     "diskreplay.priority": "LinearSchedule",
@@ -71,7 +70,6 @@ __all__ = [
     "StreamWriter",
     "TrainingError",
     "UniformSampler",
-    "UnsupportedPathError",
     "WriterStateError",
 ]
 

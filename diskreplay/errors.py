@@ -4,7 +4,6 @@
     ├── StoreNotFoundError      also FileNotFoundError: no store at that path
     ├── StoreExistsError        also FileExistsError: something is there already
     ├── FormatVersionError      written by another version of the format
-    ├── UnsupportedPathError    a file system that cannot keep the promise
     ├── StoreLockedError        another process or writer holds it
     ├── ReadOnlyError           opened with mode="r"
     ├── StoreFullError          the disk, a quota or the index is full
@@ -63,12 +62,6 @@ class FormatVersionError(ReplayError):
     default_hint = "Install the release of diskreplay that wrote it."
 
 
-class UnsupportedPathError(ReplayError):
-    """The file system at the path cannot keep the store's promises."""
-
-    default_hint = "Put the store on a local disk (ext4, XFS)."
-
-
 class StoreLockedError(ReplayError):
     """Another process or writer holds what was asked for."""
 
@@ -90,7 +83,7 @@ class StoreFullError(ReplayError):
 class CorruptStoreError(ReplayError):
     """Stored bytes are damaged or missing; nothing from them is served."""
 
-    default_hint = "Run `diskreplay stats` on a copy of the store, or restore it from a backup."
+    default_hint = "Call store.verify() to see all that is damaged, and restore those files from a backup."
 
 
 class SpecMismatchError(ReplayError, ValueError):
