@@ -140,10 +140,11 @@ class Committer:
             tail = stream.open_tail
             if stream.lock is None or tail is None or not tail.rows or tail.full:
                 continue
-            pending, tail.pending, tail.closed = tail.pending, False, True
+            segments = engine.take_segments(int(tail.pending))
+            tail.pending, tail.closed = False, True
             engine.table.follow_tail(engine.table.slot(tail.segment), tail)
-            if pending:
-                new = engine.start_tail(stream)
+            for segment in segments:
+                new = engine.start_tail(stream, segment)
                 names = [item.name for item in engine.fields if item.role == "observation"]
                 new.observe([tail.arrays[name][tail.rows] for name in names])
                 engine.table.follow_tail(engine.table.slot(new.segment), new)

@@ -136,15 +136,24 @@ class Engine:
     def tail_to_write(self, stream: Stream) -> Tail:
         """Return the stream's tail that has room for a row; start a segment if there is none."""
         tail = stream.open_tail
-        return self.start_tail(stream) if tail is None or tail.full else tail
+        return self.start_tail(stream, *self.take_segments(1)) if tail is None or tail.full else tail
 
-    def start_tail(self, stream: Stream) -> Tail:
-        """Start a segment behind what the stream has; its id is taken in the index, never to be used again."""
+    def take_segments(self, count: int) -> list[int]:
+        """Return ids for new segments; taken in the index, so no process ever gets them again.
+
+        Callers take them before they change anything, for this is what can fail.
+        """
+        if not count:
+            return []
         with self.index.write() as txn:
             counters = txn.counters()
-            segment = int(counters["next_segment"])
-            counters["next_segment"] += 1
+            first = int(counters["next_segment"])
+            counters["next_segment"] += count
             txn.put_counters(counters)
+        return list(range(first, first + count))
+
+    def start_tail(self, stream: Stream, segment: int) -> Tail:
+        """Start a segment behind what the stream has."""
         last = stream.open_tail
         tail = self.add_tail(stream, segment, last.segment if last else stream.last_segment)
         if last is not None:

@@ -76,6 +76,8 @@ class StreamWriter:
         Raises:
             SpecMismatchError: If a value does not fit the spec; nothing is written.
             WriterStateError: If no episode is going on, or the writer is closed.
+            StoreFullError: If a full segment could not be committed. The step is kept all the same: do not
+                repeat it; make room and go on, or call `ReplayStore.commit`.
         """
         self._check_open()
         if not self._in_episode:
@@ -88,11 +90,12 @@ class StreamWriter:
         engine, stream = self._engine, self._stream
         with engine.lock:
             tail = stream.tails[-1]
+            segments = engine.take_segments(int(tail.rows + 1 == engine.segment_steps))
             step_id = tail.act(acted, gain, terminated=ended, truncated=cut)
             stream.steps += 1
-            if tail.full:
+            for segment in segments:
                 engine.table.follow_tail(engine.table.slot(tail.segment), tail)
-                tail = engine.start_tail(stream)
+                tail = engine.start_tail(stream, segment)
             tail.observe(follows)
             if ended or cut:
                 engine.end_episode(stream, ended * layout.TERMINATED | (cut and not ended) * layout.TRUNCATED)
@@ -120,9 +123,12 @@ class StreamWriter:
 
         Raises:
             SpecMismatchError: If something does not fit; nothing is written.
+            StoreFullError: If a full segment could not be committed; the episode is kept, as in `step`.
         """
         self._check_open()
-        count = len(np.asarray(rewards))
+        if np.ndim(rewards) != 1:
+            raise SpecMismatchError(f"stream {self.name!r}: rewards: expected shape (T,), got {np.shape(rewards)}")
+        count = len(rewards)
         gains = self._checked(check_rewards, rewards, count=count)
         ended = self._checked(check_flags, "terminations", terminations, count=count)
         cut = self._checked(check_flags, "truncations", truncations, count=count)
@@ -139,8 +145,9 @@ class StreamWriter:
         with engine.lock:
             self._check_open()
             self._end_running()
+            tail = engine.tail_to_write(stream)
+            segments = engine.take_segments((tail.rows + count) // engine.segment_steps)
             while done < count:
-                tail = engine.tail_to_write(stream)
                 part = slice(done, done + min(count - done, engine.segment_steps - tail.rows))
                 ids.append(tail.first_step_id + np.arange(tail.rows, tail.rows + part.stop - done))
                 tail.extend(
@@ -150,7 +157,9 @@ class StreamWriter:
                 )  # fmt: skip
                 engine.table.follow_tail(engine.table.slot(tail.segment), tail)
                 done = part.stop
-                engine.tail_to_write(stream).observe([values[done] for values in seen])
+                if tail.full:
+                    tail = engine.start_tail(stream, segments.pop(0))
+                tail.observe([values[done] for values in seen])
             stream.steps += count
             flags = layout.TERMINATED if ended[-1] else layout.TRUNCATED if cut[-1] else layout.INTERRUPTED
             engine.end_episode(stream, flags)

@@ -166,6 +166,33 @@ def test_a_full_disk_loses_nothing(make_store, monkeypatch):
         assert len(other) == len(store)
 
 
+def test_an_index_without_room_for_a_segment_leaves_the_stream_as_it_was(make_store, monkeypatch):
+    """The step that would start a segment is refused whole, and can be given again."""
+    store = make_store(segment_steps=4)
+    writer = store.writer("a")
+    writer.reset(at(0))
+    for t in range(3):
+        writer.step(0, t, False, False, at(t + 1))
+
+    def full(_):
+        raise StoreFullError("the index is full")
+
+    episode = (np.zeros((10, 3), np.float32), np.zeros(9, int), np.zeros(9), np.zeros(9, bool), np.zeros(9, bool))
+    with monkeypatch.context() as patch:
+        patch.setattr(store._engine, "take_segments", lambda count: full(count) if count else [])
+        with pytest.raises(StoreFullError):
+            writer.step(0, 3, False, False, at(4))
+    assert len(store) == 3
+    assert writer.step(0, 3, False, False, at(4)) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(store._engine, "take_segments", lambda count: full(count) if count else [])
+        with pytest.raises(StoreFullError):
+            writer.write_episode(*episode)
+    assert len(store) == 4
+    assert len(writer.write_episode(*episode)) == 9
+    assert store.read([0, 1, 2, 3]).next_observation[:, 0].tolist() == [1, 2, 3, 4]
+
+
 def test_every_file_write_goes_through_the_seam(make_store, monkeypatch):
     """What a commit writes and syncs, in order: data, then folders, before the index names it."""
     calls = []
