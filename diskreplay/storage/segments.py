@@ -101,8 +101,8 @@ class SegmentWriter:
             array = self._array(field, segment)
             key = f"{layout.STEPS}/{field.name}/{layout.shard_name(segment, 1 + len(field.shape))}"
             self._store.written.pop(key, None)
-            if len(values) < self.segment_steps:
-                # zarr would merge a short segment with what an interrupted attempt may have left.
+            if (self.root / key).exists():
+                # zarr would read, and merge with, what an interrupted attempt has left.
                 self.disk.unlink(self.root / key)
             with _disk_errors(self.root / key):
                 array[start : start + len(values)] = values

@@ -115,12 +115,20 @@ def _marks(engine: Engine, record: Any, episodes: Any) -> Iterator[Problem]:
 
 
 def _tails(engine: Engine) -> Iterator[Problem]:
+    """Check that tail records belong to segments that their stream has not sealed."""
     with engine.index.read() as txn:
         try:
+            open_segments = {
+                (number, segment)
+                for key, _ in txn.items("streams")
+                for number in [int.from_bytes(key, "big")]
+                for segment in (txn.json("streams", key) or {}).get("tails", [])
+            }
             for key, _ in txn.items("tails"):
-                stream = int.from_bytes(key[:4], "big")
-                if stream not in engine.streams:
-                    yield Problem("inconsistent", f"tail {key!r}", f"there is no stream {stream}")
+                stream, segment = int.from_bytes(key[:4], "big"), int.from_bytes(key[4:12], "big")
+                if (stream, segment) not in open_segments:
+                    what = f"stream {stream} has no open segment {segment}"
+                    yield Problem("inconsistent", f"tail record {key.hex()}", what)
         except ReplayError as err:
             yield Problem("damaged record", "tails", str(err))
 

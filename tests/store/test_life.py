@@ -166,6 +166,24 @@ def test_a_full_disk_loses_nothing(make_store, monkeypatch):
         assert len(other) == len(store)
 
 
+def test_a_seal_that_was_cut_off_is_done_again(make_store):
+    """Whatever an interrupted attempt left in a shard's place does not end up in the segment."""
+    store = make_store(segment_steps=64)
+    ids = fill(store, episodes=2, length=40)
+    store.seal()
+    (one, two) = sorted((store.path / "steps" / "observation").glob("c.*"))
+    ids = fill(store, episodes=1, length=10, seed=1)
+    expected = store.read(ids).observation
+    segment = int(ids[0]) // 64
+    for field in ("observation", "action", "episode"):
+        name = next((store.path / "steps" / field).glob("c.0*")).name.replace("c.0", f"c.{segment}", 1)
+        (store.path / "steps" / field / name).write_bytes(one.read_bytes() if field == "observation" else b"left")
+    store.seal()
+    assert store.verify() == []
+    np.testing.assert_array_equal(store.read(ids).observation, expected)
+    assert two.exists()
+
+
 def test_an_index_without_room_for_a_segment_leaves_the_stream_as_it_was(make_store, monkeypatch):
     """The step that would start a segment is refused whole, and can be given again."""
     store = make_store(segment_steps=4)
