@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,7 +50,7 @@ class Batches:
         resume: bool = False,
         wait_seconds: float = 0.0,
     ) -> None:
-        self.wait_seconds = wait_seconds
+        self._waited_before = wait_seconds
         self._store, self._config = store, config
         self._prioritized: PrioritizedSampler | None = None
         if config.prioritized:
@@ -72,18 +71,16 @@ class Batches:
         )
         self._iterator: Generator[Batch] | None = None
 
-    def next(self) -> Batch:
-        """Return the next batch.
+    @property
+    def wait_seconds(self) -> float:
+        """Return the seconds the run has waited for data: drawing in the learner's thread is waiting too."""
+        return self._waited_before + self._loader.wait_seconds
 
-        All the time this takes counts as waiting: what the learner's thread spends on drawing it cannot
-        spend on learning.
-        """
-        started = time.perf_counter()
+    def next(self) -> Batch:
+        """Return the next batch."""
         if self._iterator is None:
             self._iterator = iter(self._loader)  # type: ignore[assignment]
-        batch = next(self._iterator)  # type: ignore[arg-type]
-        self.wait_seconds += time.perf_counter() - started
-        return batch
+        return next(self._iterator)  # type: ignore[arg-type]
 
     def set_priorities(self, batch: Batch, td_error: Tensor) -> None:
         """Make the TD errors the priorities of the batch's transitions, if sampling is prioritized.

@@ -147,7 +147,7 @@ def test_misfits_are_named(tmp_path):
     with pytest.raises(TrainingError, match=r"observation: shape \[3\] against \[4\]"):
         found.check_fits(other, CONFIG, tmp_path)
     changed = replace(CONFIG, gamma=0.5, hidden=(4, 4), log_every=7)
-    with pytest.raises(TrainingError, match=r"gamma 0.99 against 0.5; hidden \(8,\) against") as error:
+    with pytest.raises(TrainingError, match=r"gamma 0.95 against 0.5; hidden \(8,\) against") as error:
         found.check_fits(SPEC, changed, tmp_path)
     assert "log_every" not in str(error.value)
     with pytest.raises(TrainingError, match="has 50 updates already, 20 were asked for"):
