@@ -244,7 +244,8 @@ def _from_space(name: str, space: Any) -> Tree:
     if "Discrete" in kinds:
         return ArraySpec(name, (), dtype, "discrete", n=int(space.n), start=int(space.start))
     if "MultiDiscrete" in kinds:
-        return ArraySpec(name, shape, dtype, "multidiscrete", nvec=_bound(space.nvec))
+        start = _bound(getattr(space, "start", 0))
+        return ArraySpec(name, shape, dtype, "multidiscrete", nvec=_bound(space.nvec), low=start or None)
     if "MultiBinary" in kinds:
         return ArraySpec(name, shape, dtype, "multibinary")
     return ArraySpec(name, shape, dtype, "box", low=_bound(space.low), high=_bound(space.high))

@@ -61,7 +61,7 @@ def check_flags(name: str, value: Any, *, count: int) -> NDArray[np.bool_]:
     flags = np.asarray(value)
     if flags.shape != (count,):
         raise SpecMismatchError(f"{name}: expected shape {(count,)}, got {flags.shape}")
-    if flags.dtype.kind not in "biu" or (flags.dtype.kind != "b" and (flags > 1).any()):
+    if flags.dtype.kind not in "biu" or (flags.dtype.kind != "b" and ((flags < 0) | (flags > 1)).any()):
         raise SpecMismatchError(f"{name}: expected booleans, got {flags.dtype} {flags[:5].tolist()}")
     return flags.astype(np.bool_)
 
@@ -135,7 +135,8 @@ def _check_in_space(spec: ArraySpec, given: NDArray[Any], count: int | None) -> 
         low: Any = spec.start
         high: Any = spec.start + spec.n - 1
     elif spec.kind == "multidiscrete":
-        low, high = 0, np.asarray(spec.nvec, dtype=np.int64) - 1
+        low = np.asarray(0 if spec.low is None else spec.low, dtype=np.int64)
+        high = low + np.asarray(spec.nvec, dtype=np.int64) - 1
     elif spec.kind == "multibinary":
         low, high = 0, 1
     else:

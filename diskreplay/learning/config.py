@@ -116,7 +116,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
     adam_eps: float = 1e-8
-    target_every: int = 200
+    target_every: int = 1_000
     double: bool = True
     huber: bool = False
     rescale: bool = False

@@ -133,12 +133,12 @@ class ReplayLoader(DataLoader[Any]):
             while True:
                 started = time.perf_counter()
                 batch = next(batches)
-                sampler.delivered(plans.draws.popleft())
+                sampler.delivered(plans.draws.popleft()[0])
                 batch = batch if self.device.type == "cpu" else to_device(batch, self.device)
                 self._waited[0] += time.perf_counter() - started
                 yield batch
         finally:
-            sampler.recall(list(plans.draws))
+            sampler.recall([draw for draw, _ in plans.draws])
 
 
 class _Plans:
@@ -147,12 +147,12 @@ class _Plans:
     def __init__(self, planner: Planner, batch_size: int) -> None:
         self.planner = planner
         self.batch_size = batch_size
-        self.draws: deque[Draw] = deque()
+        self.draws: deque[tuple[Draw, WindowPlan]] = deque()  # plans keep their files open
 
     def __iter__(self) -> Iterator[tuple[WindowPlan, Any]]:
         while True:
             draw, plan = self.planner.plan(self.planner.sampler.draw_ahead(self.batch_size))
-            self.draws.append(draw)
+            self.draws.append((draw, plan))
             yield plan.portable(), draw.weight
 
 

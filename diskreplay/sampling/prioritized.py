@@ -101,8 +101,7 @@ class PrioritizedSampler(Sampler):
             at = int(np.flatnonzero(wrong)[0])
             raise ValueError(f"priorities must be finite and not negative: step id {int(ids[at])} got {given[at]}")
         with self.store.lock:
-            self._priorities.sync()
-            leaves, live = self._priorities.leaves_of(ids.astype(np.int64))
+            leaves, live = self._current(lambda: self._leaves_of(ids.astype(np.int64)))
             self.stale += int((~live).sum())
             if live.any():
                 self._priorities.set(leaves[live], values[live])
@@ -120,8 +119,7 @@ class PrioritizedSampler(Sampler):
         """
         ids = _array(step_ids).astype(np.int64)
         with self.store.lock:
-            self._priorities.sync()
-            leaves, live = self._priorities.leaves_of(ids)
+            leaves, live = self._current(lambda: self._leaves_of(ids))
             if not live.all():
                 raise ValueError(f"step id {int(ids[~live][0])} was evicted")
             return self._priorities.get(leaves)
@@ -150,7 +148,7 @@ class PrioritizedSampler(Sampler):
 
     def collect(self) -> SamplerRecord:
         """Return the priorities that changed, the sums above them, and the state."""
-        self._priorities.sync()
+        self._current(self._priorities.sync)
         record = super().collect()
         self._priorities.collect(record)
         return record
@@ -158,6 +156,10 @@ class PrioritizedSampler(Sampler):
     def committed(self) -> None:
         """Hear that what was collected is durable."""
         self._priorities.committed()
+
+    def _leaves_of(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        self._priorities.sync()
+        return self._priorities.leaves_of(ids)
 
     def _draw(self, batch_size: int) -> Draw:
         priorities = self._priorities

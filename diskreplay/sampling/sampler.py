@@ -7,19 +7,23 @@ from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from diskreplay.errors import NotEnoughStepsError, SpecMismatchError
+from diskreplay.errors import NotEnoughStepsError, SpecMismatchError, StepEvictedError
 from diskreplay.storage.commit import SamplerRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from diskreplay.store import ReplayStore
+
+
+T = TypeVar("T")
+REFRESHES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +107,20 @@ class Sampler(ABC):
             if draw is None:
                 if not len(self.store):
                     raise NotEnoughStepsError(f"{self.store.path}: no transition to sample yet")
-                draw = self._draw(int(batch_size))
+                draw = self._current(lambda: self._draw(int(batch_size)))
                 self.batches += 1
             draw = replace(draw, number=next(self._numbers))
             self._in_flight[draw.number] = draw
             return draw
+
+    def _current(self, look: Callable[[], T]) -> T:
+        """Look at the store; again, refreshed, if another process evicted what was looked at."""
+        for _ in range(REFRESHES):
+            try:
+                return look()
+            except StepEvictedError:
+                self.store.refresh()
+        return look()
 
     def delivered(self, draw: Draw) -> Draw:
         """Note that a batch drawn ahead reached its user."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskreplay.errors import CorruptStoreError
+from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.priority import SumTree, leaf_value
 from diskreplay.storage.layout import PRIORITY_BLOCK
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 UNSAMPLED = np.float32(-1.0)
 TOTALS_AGREE = 1e-6
+REFRESHES = 3
 
 
 class SegmentPriorities:
@@ -54,14 +55,23 @@ class SegmentPriorities:
         self._first, self._lookup = 0, np.zeros(0, np.int64)
         self._live = np.zeros(0, np.int64)
         self._version = -1
+        self._live_rows: dict[int, int] = {}
+        access.refresh()
         self._restore()
-        self.sync()
+        for _ in range(REFRESHES):
+            try:
+                self.sync()
+                break
+            except StepEvictedError:  # by another process, since the refresh
+                access.refresh()
 
     def sync(self) -> None:
         """Take in which steps came or went. Cost: nothing if none did, else O(segments) and the new rows."""
         if self._version == self.access.version:
             return
         segments, rows = self.access.live_segments()
+        if not self.access.writable:
+            self._live_rows = dict(zip(segments.tolist(), rows.tolist(), strict=True))
         if not np.array_equal(segments, self._live):
             self._match(segments)
             self._live = segments
@@ -121,6 +131,10 @@ class SegmentPriorities:
             segment, rows = int(self.segment[block]), int(self._rows[block])
             priorities = self.access.load_priorities(self.name, segment)
             where = f"{self.access.path}: sampler {self.name!r}, segment {segment}"
+            if not self.access.writable:
+                # Their owner may have gone on since the sums were read: what is there now counts.
+                rows = self._rows[block] = min(len(priorities), self._live_rows.get(segment, rows))
+                priorities, trusted = priorities[:rows], False
             if len(priorities) != rows:
                 raise CorruptStoreError(f"{where}: {len(priorities)} priorities, the checkpoint counts {rows}")
             before = self.tree.block_totals()[block]
@@ -170,10 +184,12 @@ class SegmentPriorities:
     def _restore(self) -> None:
         """Put the committed sums where they were in the tree; leaves follow when they are touched."""
         saved = self.access.load_sampler(self.name)
-        if saved is None or not len(saved.segments):
+        if saved is None:
             return
         self.largest = np.float32(saved.state.get("largest", 1.0))
-        live = np.isin(saved.segments, self.access.live_segments()[0])
+        self._live_rows = dict(zip(*(column.tolist() for column in self.access.live_segments()), strict=True))
+        fits = [self._live_rows.get(s, -1) >= r for s, r in zip(saved.segments.tolist(), saved.rows, strict=True)]
+        live = np.array(fits, np.bool_)
         segments, places = saved.segments[live], saved.places[live].astype(np.int64)
         if not len(segments):
             return

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from diskreplay.errors import ReplayError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import FileLock, FileRecord
 from diskreplay.storage.fields import Compression, choose_coding
@@ -93,6 +95,7 @@ class Committer:
         self.capacity = capacity
         self.compression = compression
         self._one_at_a_time = threading.RLock()
+        self._garbage: list[int] = []
 
     def commit(self, participants: Sequence[Participant] = (), *, seal: bool = False) -> None:
         """Make everything so far durable.
@@ -128,10 +131,17 @@ class Committer:
                 )
             with engine.lock:
                 evicted = self._transact(jobs, participants)
-            for segment in evicted:
-                engine.writer.remove(segment)
-            if evicted:
-                engine.writer.sync_fields()
+            self._garbage += evicted
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Do step 5. The commit counts already, so what cannot be removed now is left for the next one."""
+        if self._garbage:
+            with contextlib.suppress(ReplayError):
+                for segment in self._garbage:
+                    self.engine.writer.remove(segment)
+                self.engine.writer.sync_fields()
+                self._garbage = []
 
     def _close_tails(self) -> None:
         """Close the tails that hold complete rows; a pending row moves on to a new one."""
@@ -185,7 +195,8 @@ class Committer:
                 for _, record in records:
                     if record is not None:
                         _put_sampler(txn, record, gone)
-                if engine.metadata_dirty:
+                if engine.metadata_changes:
+                    engine.metadata = {**(txn.json("meta", b"metadata") or {}), **engine.metadata_changes}
                     txn.put_json("meta", b"metadata", engine.metadata)
                 counters["commits"] += 1
                 txn.put_counters(counters)
@@ -202,7 +213,7 @@ class Committer:
     def _follow(self, jobs: list[_Job], evicted: list[int], counters: Any, *, alone: bool) -> None:
         """Do step 4: let the tables in memory say what the index says now."""
         engine = self.engine
-        engine.metadata_dirty = False
+        engine.metadata_changes = {}
         for job in jobs:
             job.stream.tails.remove(job.tail)
             engine.take_sealed(job.record)
@@ -274,11 +285,16 @@ class Committer:
         txn.put_json("streams", layout.stream_key(stream.number), stream.to_json(left))
 
     def _evict(self, txn: Writing, counters: Any, jobs: list[_Job]) -> list[int]:
-        capacity, table, streams = self.capacity, self.engine.table, self.engine.streams
+        capacity, table = self.capacity, self.engine.table
         steps, size = table.transitions, int(table.bytes_on_disk[: table.size].sum())
         fresh = {int(job.record["segment"]): job.record for job in jobs}
         size += sum(int(record["bytes_on_disk"]) for record in fresh.values())
         evicted: list[int] = []
+        pinned = {
+            int.from_bytes(key, "big")
+            for key, _ in txn.items("streams")
+            if (txn.json("streams", key) or {}).get("pinned")
+        }
         for slot in table.live().tolist():
             over = (capacity.steps is not None and steps > capacity.steps) or (
                 capacity.size_bytes is not None and size > capacity.size_bytes
@@ -287,7 +303,7 @@ class Committer:
                 break
             segment = int(table.segment[slot])
             in_memory = slot in table.tails and segment not in fresh
-            if in_memory or streams[int(table.stream[slot])].pinned:
+            if in_memory or int(table.stream[slot]) in pinned:
                 continue
             transitions = int(table.rows[slot] - table.n_ends[slot])
             key = layout.segment_key(segment)

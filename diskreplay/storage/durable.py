@@ -137,7 +137,19 @@ class DurableStore(LocalStore):
             await self.set(key, value)
 
 
-@dataclass
+_held: set[FileLock] = set()
+
+
+def _let_go_in_child() -> None:
+    # A lock lives as long as any copy of its file descriptor; a child must not keep its parent's.
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@dataclass(eq=False)
 class FileLock:
     """An advisory lock that dies with its process, and says who holds it.
 
@@ -156,21 +168,26 @@ class FileLock:
             StoreLockedError: If another holder has it; the message names that holder.
         """
         self.path.parent.mkdir(exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as err:
+            raise disk_error(err, self.path) from err
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as err:
+            who = "another process"
             with contextlib.suppress(OSError, ValueError, KeyError):
                 holder = json.loads(os.pread(fd, 4096, 0))
                 who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-                os.close(fd)
-                raise StoreLockedError(f"{self.what} is held by {who}", path=self.path) from err
-            raise StoreLockedError(f"{self.what} is held by another process", path=self.path) from err
+            os.close(fd)
+            raise StoreLockedError(f"{self.what} is held by {who}", path=self.path) from err
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        holder_text = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(holder_text).encode(), 0)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        with contextlib.suppress(OSError):  # the text is for people; on a full disk there is none
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(holder).encode(), 0)
         self._fd = fd
+        _held.add(self)
         return self
 
     def release(self) -> None:
@@ -178,6 +195,7 @@ class FileLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            _held.discard(self)
 
     def __enter__(self) -> Self:
         if self._fd < 0:

@@ -62,7 +62,7 @@ class Engine:
         self.streams: dict[int, Stream] = {}
         self._sampler_locks: dict[str, FileLock] = {}
         self.metadata: dict[str, Any] = {}
-        self.metadata_dirty = False
+        self.metadata_changes: dict[str, Any] = {}
         self.codings: dict[str, Coding] = self.residency.codings
         self.episodes_sealed = 0
         self.steps_evicted = 0
@@ -96,7 +96,11 @@ class Engine:
             f"{self.root}: stream {name!r}",
         )
         lock.acquire()
-        self.refresh()
+        try:
+            self.refresh()
+        except BaseException:
+            lock.release()
+            raise
         stream.lock = lock
         tail = stream.open_tail
         if tail is not None and tail.pending:
@@ -127,8 +131,10 @@ class Engine:
         if not mine:
             self.claim(stream.name)
         with self.index.write() as txn:
-            key = layout.stream_key(stream.number)
+            key, counters = layout.stream_key(stream.number), txn.counters()
             txn.put_json("streams", key, {**(txn.json("streams", key) or {}), "pinned": pinned})
+            counters["commits"] += 1  # so that others take it in
+            txn.put_counters(counters)
         stream.pinned = pinned
         if not mine:
             self.keep_until_committed(stream)
@@ -236,8 +242,7 @@ class Engine:
             if record is not None:
                 self._add_sealed(record[0])
         self._load_streams(txn)
-        if not self.metadata_dirty:
-            self.metadata = txn.json("meta", b"metadata") or {}
+        self.metadata = {**(txn.json("meta", b"metadata") or {}), **self.metadata_changes}
         self._see(counters)
 
     def _see(self, counters: Any) -> None:
@@ -248,7 +253,8 @@ class Engine:
     def drop(self, segment: int) -> int:
         """Forget an evicted segment; return the slot it had."""
         slot = self.table.slot(segment)
-        self.episodes_sealed -= int(self.table.n_ends[slot])
+        if slot not in self.table.tails:
+            self.episodes_sealed -= int(self.table.n_ends[slot])
         self.residency.forget(slot)
         return self.table.remove(segment)
 
@@ -261,6 +267,10 @@ class Engine:
 
     def _add_sealed(self, record: Any) -> None:
         segment = int(record["segment"])
+        rows, ends = int(record["rows"]), int(record["ends"])
+        last = int(record["last_end"])
+        if not (segment >= 0 and 0 < rows <= self.segment_steps and 0 <= ends <= rows and last < rows):
+            raise CorruptStoreError(f"{self.root}: the index has an impossible record of segment {segment}")
         if segment not in self.table:
             slot = self.table.add(segment, int(record["stream"]), int(record["previous"]))
             self.table.fill(slot, record)
@@ -303,7 +313,7 @@ class Engine:
             if stream.name == name:
                 return stream
         with self.index.write() as txn:
-            self._load_streams(txn)
+            self._take_in(txn, txn.counters())
             for stream in self.streams.values():
                 if stream.name == name:
                     return stream

@@ -123,11 +123,16 @@ class Pieces:
             out.reshape(-1, *geometry.shape)[self.inline_at] = self.inline
         return out
 
-    def portable(self) -> tuple[Pieces, list[str]]:
-        """Return the pieces for another process: files by number, with their paths, rows in memory as data."""
+    def portable(self) -> tuple[Pieces, list[tuple[str, str]]]:
+        """Return the pieces for another process: files by number, rows in memory as data.
+
+        Of each file its name, and where this process has it open: there it can be had even after its segment was
+        evicted, as long as this process keeps the plan.
+        """
         geometry = self.geometry
         fds, numbers = np.unique(self.fd, return_inverse=True)
-        paths = [os.readlink(f"/proc/self/fd/{fd}") if fd >= 0 else "" for fd in fds.tolist()]  # noqa: PTH115
+        here = f"/proc/{os.getpid()}/fd"
+        paths = [(os.readlink(f"{here}/{fd}"), f"{here}/{fd}") if fd >= 0 else ("", "") for fd in fds.tolist()]  # noqa: PTH115
         memory = np.flatnonzero(self.address > 0)
         inline = np.empty((len(memory), *geometry.shape), geometry.dtype)
         target = inline.ctypes.data

@@ -38,6 +38,7 @@ ROOM = 1 << 20
 
 _registry: dict[tuple[int, int], _Shared] = {}
 _registry_lock = threading.Lock()
+_to_close: list[Index] = []
 
 
 class _Shared:
@@ -83,6 +84,8 @@ class Index:
         self._pid = os.getpid()
         self._shared: _Shared | None = None
         with _registry_lock:
+            while _to_close:
+                _to_close.pop().leave()
             self._key, self._shared = self._enter(data)
 
     def _enter(self, data: Path) -> tuple[tuple[int, int], _Shared]:
@@ -111,14 +114,27 @@ class Index:
         _registry[status.st_dev, status.st_ino] = shared
         return (status.st_dev, status.st_ino), shared
 
-    def close(self) -> None:
-        """Close the handle; the environment goes with the last one."""
-        if self._pid != os.getpid():
+    def close(self, *, wait: bool = True) -> None:
+        """Close the handle; the environment goes with the last one.
+
+        Args:
+            wait: Take part in the registry's lock. False in finalisers: the garbage collector may run them in the
+                very thread that holds it; the handle is then closed by whoever comes next.
+        """
+        if self._pid != os.getpid() or self._shared is None:
             return
-        with _registry_lock:
-            shared, self._shared = self._shared, None
-            if shared is None:
-                return
+        if not _registry_lock.acquire(blocking=wait):
+            _to_close.append(self)
+            return
+        try:
+            self.leave()
+        finally:
+            _registry_lock.release()
+
+    def leave(self) -> None:
+        """Give the handle back; called with the registry's lock held."""
+        shared, self._shared = self._shared, None
+        if shared is not None:
             shared.handles -= 1
             if not shared.handles:
                 _registry.pop(self._key, None)
@@ -149,7 +165,7 @@ class Index:
         if self._pid != os.getpid():
             raise ReplayError(
                 f"{self.path}: the index was opened before a fork and cannot be used in the child",
-                hint="Open the store in the child process, or let ReplayLoader read in workers.",
+                hint="Start the process with spawn or forkserver and open the store there.",
             )
         return self._shared
 

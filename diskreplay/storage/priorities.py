@@ -60,3 +60,10 @@ def sampler_segments(txn: Reading, name: str) -> Iterator[int]:
     """Yield the segments for which the sampler committed priorities."""
     for key, _ in list(txn.items("sums", name.encode() + b"\0")):
         yield int.from_bytes(key[-8:], "big")
+
+
+def is_live(txn: Reading, segment: int) -> bool:
+    """Return whether a segment is sealed and not evicted, or in the tail of a stream."""
+    if txn.get("segments", layout.segment_key(segment)) is not None:
+        return True
+    return any(segment in (txn.json("streams", key) or {}).get("tails", []) for key, _ in txn.items("streams"))

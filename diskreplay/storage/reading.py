@@ -54,7 +54,7 @@ class WindowPlan:
     actions: list[Pieces]
     rewards: Pieces
     keep: list[object]
-    paths: list[list[str]] | None = None
+    paths: list[list[tuple[str, str]]] | None = None
 
     def pieces(self) -> list[Pieces]:
         """Return every field's pieces."""
@@ -94,16 +94,18 @@ class WindowPlan:
         moved = [pieces.portable() for pieces in self.pieces()]
         return self._with([p for p, _ in moved], keep=[], paths=[paths for _, paths in moved])
 
-    def resolved(self, open_file: Callable[[str], int]) -> WindowPlan:
+    def resolved(self, open_file: Callable[[str, str], int]) -> WindowPlan:
         """Return a portable plan with its files opened by `open_file` (which returns -1 for "")."""
         if self.paths is None:
             return self
         pieces = [
-            p.resolved([open_file(path) for path in paths]) for p, paths in zip(self.pieces(), self.paths, strict=True)
+            p.resolved([open_file(*path) for path in paths]) for p, paths in zip(self.pieces(), self.paths, strict=True)
         ]
         return self._with(pieces, keep=[], paths=None)
 
-    def _with(self, pieces: list[Pieces], *, keep: list[object], paths: list[list[str]] | None) -> WindowPlan:
+    def _with(
+        self, pieces: list[Pieces], *, keep: list[object], paths: list[list[tuple[str, str]]] | None
+    ) -> WindowPlan:
         n = len(self.observations)
         return replace(
             self, observations=pieces[:n], actions=pieces[n:-1], rewards=pieces[-1], keep=keep, paths=paths,
@@ -280,21 +282,28 @@ class FileCache:
         self.most = most
         self._fds: dict[str, int] = {}
 
-    def __call__(self, path: str) -> int:
-        """Return an open file descriptor; -1 for the empty path.
+    def __call__(self, name: str, source: str) -> int:
+        """Return an open file descriptor; -1 for no name.
+
+        Args:
+            name: The shard's path, never used for another file.
+            source: Where the process that made the plan has it open.
 
         Raises:
             CorruptStoreError: If the file is gone.
         """
-        if not path:
+        if not name:
             return -1
-        fd = self._fds.pop(path, -1)
+        fd = self._fds.pop(name, -1)
         if fd < 0:
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as err:
-                raise CorruptStoreError(f"{path}: {err.strerror}", path=path) from err
-        self._fds[path] = fd
+                fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                try:
+                    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as err:
+                    raise CorruptStoreError(f"{name}: {err.strerror}", path=name) from err
+        self._fds[name] = fd
         return fd
 
     def trim(self) -> None:

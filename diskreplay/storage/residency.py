@@ -88,9 +88,11 @@ class Residency:
                 segment = int(table.segment[slot])
                 episodes = txn.array("episodes", layout.segment_key(segment), layout.EPISODE)
                 if episodes is None or len(episodes) != table.n_ends[slot]:
-                    self._gone(txn, segment, "its episodes are missing from the index")
+                    self._gone(segment, "its episodes are missing from the index")
                     continue
                 ends = np.ascontiguousarray(episodes["end_row"])
+                if (np.diff(ends) <= 0).any() or ends[0] < 0 or ends[-1] >= table.rows[slot]:
+                    raise CorruptStoreError(f"{self.root}: segment {segment}: impossible episode ends")
                 table.hold_ends(slot, ends, np.ascontiguousarray(episodes["flags"]))
 
     def need_files(self, slots: NDArray[np.int32], names: Sequence[str]) -> list[object]:
@@ -137,7 +139,7 @@ class Residency:
             files = txn.array("files", key, layout.FILE)
             checks = txn.array("checks", key, layout.CHECK)
             if files is None or checks is None or len(files) != len(counts) or len(checks) != sum(counts):
-                self._gone(txn, segment, "its files are missing from the index")
+                self._gone(segment, "its files are missing from the index")
                 return
             parts = np.split(checks, np.cumsum(counts)[:-1])
             opened = OpenSegment(
@@ -147,41 +149,52 @@ class Residency:
             self._open[slot] = opened
         for name in names:
             if name not in opened.fds:
-                self._open_file(txn, slot, segment, name, opened)
+                self._open_file(slot, segment, name, opened)
 
-    def _open_file(self, txn: Reading, slot: int, segment: int, name: str, opened: OpenSegment) -> None:
-        field, coding = self.fields[name], self.codings[name]
+    def _open_file(self, slot: int, segment: int, name: str, opened: OpenSegment) -> None:
+        field = self.fields[name]
         path = layout.field_path(self.root, name) / layout.shard_name(segment, 1 + len(field.shape))
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            self._gone(txn, segment, f"{path} is missing")
+            self._gone(segment, f"{path} is missing")
             return
         except OSError as err:
             raise disk_error(err, path) from err
+        try:
+            self._take_file(slot, name, fd, path, opened)
+        except BaseException:
+            os.close(fd)
+            raise
         opened.fds[name] = fd
         self._files += 1
+
+    def _take_file(self, slot: int, name: str, fd: int, path: Path, opened: OpenSegment) -> None:
+        coding, places = self.codings[name], self.table.by_field[name]
         expected, length = opened.lengths[name], os.fstat(fd).st_size
         if length != expected:
             raise CorruptStoreError(f"{path}: {length} bytes, {expected} were committed", path=path)
-        places = self.table.by_field[name]
-        places.check[slot] = opened.checks[name].ctypes.data
-        if coding.codec == "none":
-            places.index[slot] = 0
-        else:
+        address = 0
+        if coding.codec != "none":
             chunks = self.table.segment_steps // coding.chunk_steps
             size = shard_index_bytes(chunks)
-            index = parse_shard_index(os.pread(fd, size, max(0, length - size)), chunks, path)
-            opened.indexes[name] = index
-            places.index[slot] = index.ctypes.data
+            try:
+                data = os.pread(fd, size, max(0, length - size))
+            except OSError as err:
+                raise disk_error(err, path) from err
+            opened.indexes[name] = parse_shard_index(data, chunks, path)
+            address = opened.indexes[name].ctypes.data
+        places.index[slot], places.check[slot] = address, opened.checks[name].ctypes.data
         places.fd[slot], places.size[slot] = fd, length
 
     def _chunks(self) -> list[int]:
         """Return how many chunks a shard of each field has."""
         return [self.table.segment_steps // self.codings[name].chunk_steps for name in self.fields]
 
-    def _gone(self, txn: Reading, segment: int, what: str) -> None:
-        if txn.get("segments", layout.segment_key(segment)) is None:
+    def _gone(self, segment: int, what: str) -> None:
+        with self.index.read() as now:  # not the caller's view, which may be older than the eviction
+            gone = now.get("segments", layout.segment_key(segment)) is None
+        if gone:
             raise StepEvictedError(
                 f"segment {segment} was evicted by another process",
                 hint="Call store.refresh().",

@@ -225,7 +225,7 @@ class Tail:
                 blob = payload[offset : offset + length]
                 offset += length
                 if name == EPISODES_BLOB:
-                    self._apply_episodes(np.frombuffer(blob, layout.EPISODE))
+                    self._apply_episodes(np.frombuffer(blob, layout.EPISODE), first + count)
                     continue
                 field = shapes.pop(name)
                 rows = count + (pending and (field.role == "observation" or name == EPISODE))
@@ -242,10 +242,13 @@ class Tail:
             raise CorruptStoreError(f"index: {what} is damaged: {err}") from err
         self.mark_committed()
 
-    def _apply_episodes(self, episodes: NDArray[Any]) -> None:
+    def _apply_episodes(self, episodes: NDArray[Any], rows: int) -> None:
         stop = self.n_ends + len(episodes)
         if stop > self.segment_steps:
             raise ValueError("it holds more episodes than rows")
+        ends = np.concatenate([self.ends[self.n_ends - 1 : self.n_ends], episodes["end_row"]])
+        if (np.diff(ends) <= 0).any() or (len(ends) and not 0 <= ends[-1] < rows):
+            raise ValueError("its episodes end in impossible rows")
         self.episodes[self.n_ends : stop] = episodes
         self.ends[self.n_ends : stop] = episodes["end_row"]
         self.flags[self.n_ends : stop] = episodes["flags"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskreplay.storage.priorities import SamplerCheckpoint, load_priorities, load_sampler, sampler_segments
+from diskreplay.errors import StepEvictedError
+from diskreplay.storage.priorities import SamplerCheckpoint, is_live, load_priorities, load_sampler, sampler_segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,15 @@ class SamplerAccess:
         self._participants: dict[str, weakref.ref[Participant]] = {}
 
     @property
+    def writable(self) -> bool:
+        """Return whether this handle may own priorities."""
+        return self._writable
+
+    def refresh(self) -> bool:
+        """Take in what other processes committed."""
+        return self._engine.refresh()
+
+    @property
     def version(self) -> int:
         """Return a number that changes whenever steps come or go in this process's view."""
         return self._engine.table.version
@@ -56,9 +66,16 @@ class SamplerAccess:
             return load_sampler(txn, sampler)
 
     def load_priorities(self, sampler: str, segment: int) -> NDArray[np.float32]:
-        """Return the committed priorities of a segment's first rows; -1 where a row cannot be sampled."""
+        """Return the committed priorities of a segment's first rows; -1 where a row cannot be sampled.
+
+        Raises:
+            StepEvictedError: If there are none because another process evicted the segment.
+        """
         with self._engine.index.read() as txn:
-            return load_priorities(txn, sampler, segment)
+            priorities = load_priorities(txn, sampler, segment)
+            if not len(priorities) and not is_live(txn, segment):
+                raise StepEvictedError(f"segment {segment} was evicted by another process")
+            return priorities
 
     def priorities(self, sampler: str) -> Iterator[NDArray[np.float32]]:
         """Yield the committed priorities of the transitions, a block a segment."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -69,7 +70,7 @@ class ReplayStore:
             raise
         self._committer = Committer(self._engine, description.capacity, description.compression)
         self.access = SamplerAccess(self.path, self._engine, writable=mode == "a")
-        self._writers: set[StreamWriter] = set()
+        self._writers: weakref.WeakSet[StreamWriter] = weakref.WeakSet()
         self._closed = False
 
     @classmethod
@@ -146,7 +147,7 @@ class ReplayStore:
         self._require_writable()
         with self._engine.lock:
             self._engine.metadata = {**self._engine.metadata, **changes}
-            self._engine.metadata_dirty = True
+            self._engine.metadata_changes.update(changes)
 
     def writer(self, stream: str = "stream-0") -> StreamWriter:
         """Become the writer of a stream, which is made if there is none of that name.
@@ -202,7 +203,7 @@ class ReplayStore:
         finally:
             with self._engine.lock:
                 for stream in claimed:
-                    self._engine.release(stream)
+                    self._engine.keep_until_committed(stream)
 
     def refresh(self) -> bool:
         """Take in what other processes committed since; return whether there was anything.
@@ -255,8 +256,7 @@ class ReplayStore:
         """
         self._require_open()
         ids = as_step_ids(step_ids)
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        check_window(length, 1.0, 1, "first")
         with self._engine.lock:
             found = fetch_sequences(self._engine.reader, ids, length)
         return SequenceBatch(
@@ -357,7 +357,7 @@ class ReplayStore:
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
             self._engine.close()
-            self._index.close()
+            self._index.close(wait=False)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self):,} transitions, {self.num_episodes:,} episodes"

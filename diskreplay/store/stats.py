@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diskreplay.errors import StepEvictedError
 from diskreplay.storage import layout
 from diskreplay.storage.fields import REWARD
 
@@ -106,8 +107,11 @@ def column(engine: Engine, field: str) -> Iterator[NDArray[Any]]:
                 continue
             slot = engine.table.slot(segment)
             slots = np.full(int(engine.table.rows[slot]), slot, np.int32)
-            ends = engine.reader.final_rows(segment).copy()
-            values = engine.reader.rows(field, slots, np.arange(len(slots), dtype=np.int32))
+            try:
+                ends = engine.reader.final_rows(segment).copy()
+                values = engine.reader.rows(field, slots, np.arange(len(slots), dtype=np.int32))
+            except StepEvictedError:
+                continue  # by another process, meanwhile
         yield np.delete(values, ends, axis=0)
 
 

@@ -194,7 +194,9 @@ class StreamWriter:
         self._engine.table.follow_tail(self._engine.table.slot(tail.segment), tail)
 
     def _commit_if_full(self) -> None:
-        if self._stream.tails[0].full:
+        with self._engine.lock:
+            full = any(tail.full for tail in self._stream.tails)
+        if full:
             self._store.commit()
 
     def _check_open(self) -> None:
