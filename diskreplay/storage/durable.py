@@ -143,7 +143,7 @@ _held: set[FileLock] = set()
 def _let_go_in_child() -> None:
     # A lock lives as long as any copy of its file descriptor; a child must not keep its parent's.
     for lock in list(_held):
-        lock.release()
+        lock.let_go()
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
@@ -193,9 +193,15 @@ class FileLock:
     def release(self) -> None:
         """Give the lock back; harmless if it is not held."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            _held.discard(self)
+            # Unlocked and not only closed: a child that was just forked may still have a copy.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close this process's copy of the lock, and no more."""
+        os.close(self._fd)
+        self._fd = -1
+        _held.discard(self)
 
     def __enter__(self) -> Self:
         if self._fd < 0:

@@ -192,6 +192,7 @@ class ReplayStore:
         self._require_writable()
         claimed = []
         with self._engine.lock:
+            self._engine.refresh()
             for stream in list(self._engine.streams.values()):
                 if stream.lock is None and stream.tails:
                     try:
