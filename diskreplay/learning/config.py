@@ -96,8 +96,9 @@ class TrainConfig:
         seed: Decides the network's start, the samples and the evaluation's episodes.
         device: Where the network and the batches are.
         prefetch: Batches drawn and read ahead.
-        torch_threads: Threads of one torch operation during the run; None leaves torch's setting. Small
-            networks are faster with 1.
+        torch_threads: Threads of one torch operation during the run. Small networks are fastest with 1. None:
+            all that torch would use but one, which is left to the loader; torch's threads wait for each other,
+            so one that must share its core holds up all.
         log_every: Updates between lines of metrics.jsonl.
         eval_env: Gymnasium id to evaluate in; None takes the one the store's metadata name, if any.
         eval_every: Updates between evaluations; 0 evaluates at the end alone.

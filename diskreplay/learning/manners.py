@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch's operations use `count` threads inside the block."""
+    """Let torch's operations use `count` threads inside the block; with None, all it would use but one."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count or max(before - 1, 1))
     try:
         yield
     finally:
