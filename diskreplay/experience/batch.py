@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,22 @@ class Batch:
     next_observation: Any
     weight: Any
     step_ids: Any
+
+    def map(self, function: Callable[[Any], Any]) -> Batch:
+        """Return the batch with a function applied to every array, however nested."""
+        return Batch(*(_walk(getattr(self, item.name), function) for item in fields(self)))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch of tensors in pinned memory; torch's DataLoader calls this."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+
+def _walk(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _walk(part, function) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_walk(part, function) for part in value)
+    return function(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,8 @@ class ReplayLoader(DataLoader[Any]):
         }
         self._planner = Planner(sampler, self.window)
         self._rows = batch_size
+        if not options.get("in_order", True):
+            raise ValueError("in_order=False would let go of which batch is which")
         if num_workers:
             options.setdefault("prefetch_factor", max(1, -(-prefetch // num_workers)))
             options.setdefault("persistent_workers", True)
@@ -127,7 +129,8 @@ class ReplayLoader(DataLoader[Any]):
     def _with_workers(self) -> Iterator[Batch]:
         sampler, plans = self.replay_sampler, self.sampler
         assert isinstance(plans, _Plans)  # noqa: S101  made in __init__
-        plans.draws.clear()
+        if plans.draws:
+            raise ValueError("with worker processes a loader has one iterator at a time: close the other first")
         batches = super().__iter__()
         try:
             while True:
@@ -139,6 +142,7 @@ class ReplayLoader(DataLoader[Any]):
                 yield batch
         finally:
             sampler.recall([draw for draw, _ in plans.draws])
+            plans.draws.clear()
 
 
 class _Plans:

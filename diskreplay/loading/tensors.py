@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,22 +60,9 @@ def to_tensors(batch: Batch, *, pin: bool = False) -> Batch:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory() if pin else tensor
 
-    return map_batch(convert, batch)
+    return batch.map(convert)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch on the device, copied without waiting for it."""
-    return map_batch(lambda tensor: tensor.to(device, non_blocking=True), batch)
-
-
-def map_batch(function: Any, batch: Batch) -> Batch:
-    """Apply a function to every array of a batch, however nested."""
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: walk(part) for key, part in value.items()}
-        if isinstance(value, tuple):
-            return tuple(walk(part) for part in value)
-        return function(value)
-
-    return Batch(*(walk(getattr(batch, item.name)) for item in fields(batch)))
+    return batch.map(lambda tensor: tensor.to(device, non_blocking=True))

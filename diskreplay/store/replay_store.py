@@ -90,7 +90,8 @@ class ReplayStore:
             path: Where; by custom `name.replay`. Nothing may be there yet.
             spec: What a step is, usually `StepSpec.from_spaces(...)`.
             capacity: Most transitions to keep, or most bytes on disk ("200GB"), or None: keep all. Beyond it
-                the oldest segments are evicted, whole ones, so the store holds up to one segment less.
+                the oldest segments are evicted, whole ones, by whoever commits next. Rows that are not sealed
+                yet count, and cannot be evicted: keep segment_steps times the number of streams well below it.
             segment_steps: Rows of a segment. Larger: fewer files; smaller: finer eviction, and less that
                 lies in the index before it is sealed. Default: about 32 MiB of raw rows, 8,192 at most.
             compression: "auto" tries the first segment, a field at a time; "zstd", "lz4" or "none" is taken

@@ -177,6 +177,22 @@ def test_two_iterators_share_a_sampler(image_store):
     assert [next(two).step_ids.tolist() for _ in range(2)] == expected[1:3]
 
 
+def test_workers_serve_one_iterator_at_a_time(image_store):
+    """A second would take the first one's batches for its own."""
+    loader = ReplayLoader(UniformSampler(image_store, seed=7), batch_size=16, num_workers=1)
+    one = iter(loader)
+    next(one)
+    with pytest.raises(ValueError, match="one iterator at a time"):
+        next(iter(loader))
+    one.close()
+    two = iter(loader)
+    next(two)
+    two.close()
+    loader.close()
+    with pytest.raises(ValueError, match="in_order"):
+        ReplayLoader(UniformSampler(image_store, seed=7), num_workers=1, in_order=False)
+
+
 def test_options_that_make_no_sense(image_store):
     """Each is named."""
     sampler = UniformSampler(image_store, seed=0)
