@@ -120,10 +120,12 @@ def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, foll
                     out_slot[i, j] = ZERO
                     continue
                 offset = -back
-            _walk(slot, row + offset, available, previous, following, out_slot, out_row, i, j)
+            if not _walk(slot, row + offset, available, previous, following, out_slot, out_row, i, j):
+                return i
         for j in range(n):
             if j < ahead:
-                _walk(slot, row + j, available, previous, following, reward_slot, reward_row, i, j)
+                if not _walk(slot, row + j, available, previous, following, reward_slot, reward_row, i, j):
+                    return i
             else:
                 reward_slot[i, j] = ZERO
     return -1
@@ -131,15 +133,24 @@ def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, foll
 
 @njit(nogil=True, cache=True)
 def _walk(slot, row, available, previous, following, out_slot, out_row, i, j):
-    """Find the segment that holds a row given relative to `slot`, and write (slot, row) to the plan."""
+    """Find the segment that holds a row given relative to `slot`, and write (slot, row) to the plan.
+
+    Returns:
+        Whether there is one; always, unless the tables contradict each other.
+    """
     while row < 0:
         slot = previous[slot]
+        if slot < 0:
+            return False
         row += available[slot]
     while row >= available[slot]:
         row -= available[slot]
         slot = following[slot]
+        if slot < 0:
+            return False
     out_slot[i, j] = slot
     out_row[i, j] = row
+    return True
 
 
 @njit(nogil=True, cache=True)
