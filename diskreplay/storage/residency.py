@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskreplay.errors import CorruptStoreError, StepEvictedError
+from diskreplay.errors import CorruptStoreError, ReplayError, StepEvictedError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import disk_error
 from diskreplay.storage.segments import parse_shard_index, shard_index_bytes
@@ -111,9 +111,13 @@ class Residency:
         table.used[wanted] = self._tick
         if closed.any():
             self._make_room(int(closed.sum()) * len(names))
-            with self.index.read() as txn:
-                for slot in wanted[closed].tolist():
-                    self._open_slot(txn, slot, names)
+            try:
+                with self.index.read() as txn:
+                    for slot in wanted[closed].tolist():
+                        self._open_slot(txn, slot, names)
+            except ReplayError:
+                self.close()  # so that too many open files do not stand in the way of what comes next
+                raise
         tails, opened = table.tails, self._open
         return [tails.get(slot) or opened.get(slot) for slot in wanted.tolist()]
 

@@ -6,6 +6,7 @@ it. The arrays' shape is ahead of what is written, in powers of two, so that zar
 
 from __future__ import annotations
 
+import errno
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +163,11 @@ def read_attributes(root: Path) -> dict[str, Any]:
     path = layout.group_path(root)
     try:
         attributes = json.loads(path.read_bytes())["attributes"][layout.GROUP_KEY]
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except OSError as err:
+        if err.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
+            raise CorruptStoreError(f"{path}: the store's description is missing", path=root) from err
+        raise disk_error(err, path) from err
+    except (ValueError, KeyError, TypeError) as err:
         raise CorruptStoreError(f"{path}: not the group of a replay store: {err!r}", path=root) from err
     if not isinstance(attributes, dict):
         raise CorruptStoreError(f"{path}: not the group of a replay store", path=root)

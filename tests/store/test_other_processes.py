@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -164,3 +165,22 @@ def test_locks_are_not_lost_or_kept(make_store, monkeypatch):
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
+
+
+def test_too_many_open_files_pass(make_store):
+    """The read that needs more than there may be fails; the next ones do not."""
+    store = make_store(segment_steps=4)
+    fill(store, episodes=60, length=5)
+    store.seal()
+    ids = store.step_ids_of(np.arange(len(store)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    store._engine.residency._budget = 1 << 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 60, hard))
+    try:
+        with pytest.raises(ReplayError, match="Too many open files"):
+            store.read(ids)
+        assert len(store.read(ids[:8]).reward) == 8
+        with ReplayStore.open(store.path) as other:
+            assert len(other) == len(store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
