@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,6 +83,7 @@ class Pipeline:
         self._batch_size = batch_size
         self._depth = depth
         self._device = device
+        self._pid = os.getpid()
         self._buffers = Buffers(depth + threads + 2)
         self._planning = ThreadPoolExecutor(1, thread_name_prefix="diskreplay-plan")
         self._reading = ThreadPoolExecutor(threads, thread_name_prefix="diskreplay-read")
@@ -105,6 +107,8 @@ class Pipeline:
                 yield batch
                 del batch
         finally:
+            if self._pid != os.getpid():
+                return  # the threads are the parent's
             self._planning.shutdown(wait=True, cancel_futures=True)
             self._reading.shutdown(wait=True, cancel_futures=True)
             sampler.recall([draw for draw, _ in self._waiting])

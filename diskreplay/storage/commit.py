@@ -7,10 +7,16 @@
    as they were committed. The next seal of the same segment replaces them.
 3. One LMDB transaction: catalogue entries of sealed segments, removal of their tail records, new tail records,
    streams, priorities, sampler states, evictions, counters.
-   If it stops here: LMDB's last good state is the previous commit.
+   If it stops here: LMDB's last good state is the previous commit. If the transaction's end fails, it can be unclear
+   whether it counts; so it is such that doing it again is right either way.
 4. The transaction is durable: acknowledged. Tables in memory follow.
-5. Shards of evicted segments are unlinked, their folders synced.
-   If it stops here: orphans, that no catalogue names.
+   If it stops here: the next open reads the same from the index.
+5. Shards of evicted segments are unlinked, their folders synced. The index lists them as garbage since step 3, and
+   the next commit takes them off the list.
+   If it stops here: the next commit, of whichever process, does it again.
+
+When the disk is full in step 2 or 3, what the capacity says is over anyway is evicted first, by a transaction of its
+own, and the commit tried once more.
 """
 
 from __future__ import annotations
@@ -23,10 +29,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from diskreplay.errors import ReplayError
+from diskreplay.errors import ReplayError, StoreFullError
 from diskreplay.storage import layout
-from diskreplay.storage.durable import FileLock, FileRecord
+from diskreplay.storage.durable import FileRecord
 from diskreplay.storage.fields import Compression, choose_coding
+from diskreplay.storage.locks import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,7 +102,8 @@ class Committer:
         self.capacity = capacity
         self.compression = compression
         self._one_at_a_time = threading.RLock()
-        self._garbage: list[int] = []
+        self._garbage: set[int] = set()
+        self._swept: set[int] = set()
 
     def commit(self, participants: Sequence[Participant] = (), *, seal: bool = False) -> None:
         """Make everything so far durable.
@@ -107,32 +115,56 @@ class Committer:
         Raises:
             StoreFullError: If there is no room. Nothing of this commit counts; it can be tried again.
         """
+        with self._one_at_a_time:
+            if seal:
+                with self.engine.lock:
+                    self._close_tails()
+            try:
+                self._commit(participants)
+            except StoreFullError:
+                if not self.evict():
+                    raise
+                self._commit(participants)
+
+    def evict(self, transitions: int = 0) -> int:
+        """Drop the oldest segments until so many transitions are gone, or the capacity is kept; return how many went.
+
+        Works on a full disk: it needs no more than pages of the index that are free.
+        """
         engine = self.engine
         with self._one_at_a_time:
+            with engine.lock, engine.index.write() as txn:
+                counters = txn.counters()
+                before = int(counters["transitions"])
+                limit = self.capacity
+                if transitions:
+                    limit = Capacity(max(0, before - transitions))
+                evicted = self._evict(txn, counters, limit)
+                counters["commits"] += bool(evicted)
+                txn.put_counters(counters)
             with engine.lock:
-                if seal:
-                    self._close_tails()
-                jobs = [
-                    _Job(stream, tail)
-                    for stream in engine.streams.values()
-                    if stream.lock is not None
-                    for tail in stream.tails
-                    if tail.full
-                ]
-            if jobs:
-                self._choose_codings(jobs)
-            for job in jobs:
-                tail = job.tail
-                job.files, job.checks = engine.writer.write(
-                    tail.segment,
-                    tail.arrays,
-                    tail.rows,
-                    engine.codings,
-                )
-            with engine.lock:
-                evicted = self._transact(jobs, participants)
-            self._garbage += evicted
+                self._forget(evicted, counters)
             self._sweep()
+        return before - int(counters["transitions"])
+
+    def _commit(self, participants: Sequence[Participant]) -> None:
+        engine = self.engine
+        with engine.lock:
+            jobs = [
+                _Job(stream, tail)
+                for stream in engine.streams.values()
+                if stream.lock is not None
+                for tail in stream.tails
+                if tail.full
+            ]
+        if jobs:
+            self._choose_codings(jobs)
+        for job in jobs:
+            tail = job.tail
+            job.files, job.checks = engine.writer.write(tail.segment, tail.arrays, tail.rows, engine.codings)
+        with engine.lock:
+            self._transact(jobs, participants)
+        self._sweep()
 
     def _sweep(self) -> None:
         """Do step 5. The commit counts already, so what cannot be removed now is left for the next one."""
@@ -141,7 +173,8 @@ class Committer:
                 for segment in self._garbage:
                     self.engine.writer.remove(segment)
                 self.engine.writer.sync_fields()
-                self._garbage = []
+                self._swept |= self._garbage
+                self._garbage = set()
 
     def _close_tails(self) -> None:
         """Close the tails that hold complete rows; a pending row moves on to a new one."""
@@ -150,7 +183,7 @@ class Committer:
             tail = stream.open_tail
             if stream.lock is None or tail is None or not tail.rows or tail.full:
                 continue
-            segments = engine.take_segments(int(tail.pending))
+            segments = engine.take_segments(stream, int(tail.pending))
             tail.pending, tail.closed = False, True
             engine.table.follow_tail(engine.table.slot(tail.segment), tail)
             for segment in segments:
@@ -180,8 +213,8 @@ class Committer:
                 txn.put_json("meta", b"fields", {k: v.to_json() for k, v in codings.items()})
         engine.codings.update(codings)
 
-    def _transact(self, jobs: list[_Job], participants: Sequence[Participant]) -> list[int]:
-        """Do step 3; return the segments evicted."""
+    def _transact(self, jobs: list[_Job], participants: Sequence[Participant]) -> None:
+        """Do step 3, and 4."""
         engine = self.engine
         records = [(p, p.collect()) for p in participants]
         before = {s.number: s.last_segment for s in engine.streams.values()}
@@ -190,7 +223,7 @@ class Committer:
                 counters = txn.counters()
                 alone = counters["commits"] == engine.seen["commits"]
                 self._put_streams(txn, jobs, counters)
-                evicted = self._evict(txn, counters, jobs)
+                evicted = self._evict(txn, counters, self.capacity)
                 gone = self._gone(txn, evicted)
                 for _, record in records:
                     if record is not None:
@@ -208,7 +241,6 @@ class Committer:
         for participant, record in records:
             if record is not None:
                 participant.committed()
-        return evicted
 
     def _follow(self, jobs: list[_Job], evicted: list[int], counters: Any, *, alone: bool) -> None:
         """Do step 4: let the tables in memory say what the index says now."""
@@ -223,11 +255,16 @@ class Committer:
                     tail.mark_committed()
                 if stream.closing:
                     engine.release(stream)
+        if alone:
+            engine.seen = counters
+        self._forget(evicted, counters)
+
+    def _forget(self, evicted: list[int], counters: Any) -> None:
+        engine = self.engine
         for segment in evicted:
             if segment in engine.table:
                 engine.drop(segment)
-        if alone:
-            engine.seen = counters
+        self._garbage.update(evicted)
         engine.steps_evicted = int(counters["steps_evicted"])
         engine.episodes_evicted = int(counters["episodes_evicted"])
 
@@ -237,6 +274,8 @@ class Committer:
         sealed = {job.tail.segment for job in jobs}
         for stream in self.engine.streams.values():
             if (stream.lock is not None and stream.dirty) or any(job.stream is stream for job in jobs):
+                known = txn.json("streams", layout.stream_key(stream.number)) or {}
+                counters["transitions"] += stream.steps - int(known.get("steps", 0))
                 self._put_tail(txn, stream, sealed)
 
     def _gone(self, txn: Writing, evicted: list[int]) -> Callable[[int], bool]:
@@ -261,14 +300,19 @@ class Committer:
         entry["last_end"] = tail.ends[tail.n_ends - 1] if tail.n_ends else -1
         entry["first_flags"] = tail.flags[0] if tail.n_ends else 0
         entry["bytes_on_disk"] = sum(item.length for item in job.files)
-        entry["sealed_at"], entry["seal"] = time.time(), counters["seals"]
+        # A commit whose end failed may count all the same: then it has its seal number already.
+        known = txn.array("segments", key, layout.SEGMENT)
+        seal = counters["seals"] if known is None else known[0]["seal"]
+        entry["sealed_at"], entry["seal"] = time.time(), seal
         files = np.array([tuple(item) for item in job.files], layout.FILE)
         txn.put("segments", key, record.tobytes())
         txn.put("files", key, files.tobytes())
         txn.put("checks", key, job.checks)
         txn.put("episodes", key, tail.episodes[: tail.n_ends].tobytes())
-        txn.put("seals", layout.segment_key(int(counters["seals"])), key)
-        counters["seals"] += 1
+        txn.put("seals", layout.segment_key(int(seal)), key)
+        if known is None:
+            counters["seals"] += 1
+            counters["bytes_on_disk"] += int(entry["bytes_on_disk"])
         stream.last_segment = tail.segment
         job.record = record[0]
 
@@ -284,44 +328,61 @@ class Committer:
                 txn.put("tails", layout.tail_key(stream.number, tail.segment, row), payload)
         txn.put_json("streams", layout.stream_key(stream.number), stream.to_json(left))
 
-    def _evict(self, txn: Writing, counters: Any, jobs: list[_Job]) -> list[int]:
-        capacity, table = self.capacity, self.engine.table
-        steps, size = table.transitions, int(table.bytes_on_disk[: table.size].sum())
-        fresh = {int(job.record["segment"]): job.record for job in jobs}
-        size += sum(int(record["bytes_on_disk"]) for record in fresh.values())
+    def _evict(self, txn: Writing, counters: Any, capacity: Capacity) -> list[int]:
+        """Take the oldest segments that are not pinned off the catalogue, as long as there is too much.
+
+        Counts and order are the index's own, so it does not matter which process commits.
+        """
+        for key, _ in list(txn.items("garbage")):
+            segment = int.from_bytes(key, "big")
+            if segment in self._swept:
+                txn.delete("garbage", key)
+                self._swept.discard(segment)
+            else:
+                self._garbage.add(segment)
         evicted: list[int] = []
+        if not self._over(counters, capacity):
+            return evicted
         pinned = {
             int.from_bytes(key, "big")
             for key, _ in txn.items("streams")
             if (txn.json("streams", key) or {}).get("pinned")
         }
-        for slot in table.live().tolist():
-            over = (capacity.steps is not None and steps > capacity.steps) or (
-                capacity.size_bytes is not None and size > capacity.size_bytes
-            )
-            if not over:
+        start = b""
+        while self._over(counters, capacity):
+            item = next(txn.items("segments", start=start), None)
+            if item is None:
                 break
-            segment = int(table.segment[slot])
-            in_memory = slot in table.tails and segment not in fresh
-            if in_memory or int(table.stream[slot]) in pinned:
-                continue
-            transitions = int(table.rows[slot] - table.n_ends[slot])
-            key = layout.segment_key(segment)
-            record = txn.array("segments", key, layout.SEGMENT)
-            if record is not None:
-                counters["steps_evicted"] += transitions
-                counters["episodes_evicted"] += int(table.n_ends[slot])
-                counters["evictions"] += 1
-                txn.delete("seals", layout.segment_key(int(record[0]["seal"])))
-                for database in ("segments", "files", "checks", "episodes"):
-                    txn.delete(database, key)
-                for name, _ in list(txn.items("samplers")):
-                    txn.delete("sums", layout.sum_key(name.decode(), segment))
-                    txn.delete_prefix("priorities", name + b"\0" + key)
-            steps -= transitions
-            size -= int(table.bytes_on_disk[slot]) or int(fresh[segment]["bytes_on_disk"])
-            evicted.append(segment)
+            key, payload = item
+            start = key + b"\0"
+            record = np.frombuffer(payload, layout.SEGMENT)[0]
+            if int(record["stream"]) not in pinned:
+                evicted.append(int.from_bytes(key, "big"))
+                _take_off(txn, key, record, counters)
         return evicted
+
+    @staticmethod
+    def _over(counters: Any, capacity: Capacity) -> bool:
+        return bool(
+            (capacity.steps is not None and counters["transitions"] > capacity.steps)
+            or (capacity.size_bytes is not None and counters["bytes_on_disk"] > capacity.size_bytes)
+        )
+
+
+def _take_off(txn: Writing, key: bytes, record: Any, counters: Any) -> None:
+    transitions = int(record["rows"]) - int(record["ends"])
+    counters["transitions"] -= transitions
+    counters["bytes_on_disk"] -= int(record["bytes_on_disk"])
+    counters["steps_evicted"] += transitions
+    counters["episodes_evicted"] += int(record["episodes"])
+    counters["evictions"] += 1
+    txn.delete("seals", layout.segment_key(int(record["seal"])))
+    for database in ("segments", "files", "checks", "episodes"):
+        txn.delete(database, key)
+    for name, _ in list(txn.items("samplers")):
+        txn.delete("sums", layout.sum_key(name.decode(), int.from_bytes(key, "big")))
+        txn.delete_prefix("priorities", name + b"\0" + key)
+    txn.put("garbage", key, b"")
 
 
 def _put_sampler(txn: Writing, record: SamplerRecord, gone: Callable[[int], bool]) -> None:

@@ -16,20 +16,24 @@ import numpy as np
 from diskreplay.errors import (
     CorruptStoreError,
     FormatVersionError,
+    ReplayError,
     StoreExistsError,
+    StoreLockedError,
     StoreNotFoundError,
 )
 from diskreplay.experience import StepSpec
 from diskreplay.storage import layout
 from diskreplay.storage.commit import Capacity
-from diskreplay.storage.durable import Disk
+from diskreplay.storage.durable import DURABILITIES, Disk, Durability, disk_error
 from diskreplay.storage.fields import COMPRESSIONS, Compression, default_segment_steps, fields_of
 from diskreplay.storage.index import Index
-from diskreplay.storage.segments import SegmentWriter, read_attributes
+from diskreplay.storage.locks import FileLock
+from diskreplay.storage.segments import SegmentWriter, change_attributes, read_attributes
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 MOST_SEGMENT_STEPS = 1 << 20
+MOST_SEGMENT_BYTES = 1 << 36
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Description:
     compression: Compression
     identity: str
     created: float
+    durability: Durability = "power"
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes of the store's zarr group."""
@@ -53,6 +58,7 @@ class Description:
             "capacity": {"steps": self.capacity.steps, "bytes": self.capacity.size_bytes},
             "compression": self.compression,
             "created": self.created,
+            "durability": self.durability,
         }
 
 
@@ -62,6 +68,7 @@ def describe(
     capacity: int | str | None,
     segment_steps: int | None,
     compression: Compression,
+    durability: Durability = "power",
 ) -> Description:
     """Check the options of a new store and fill in what was left open.
 
@@ -71,12 +78,27 @@ def describe(
     limit = parse_capacity(capacity)
     if compression not in COMPRESSIONS:
         raise ValueError(f"compression must be one of {COMPRESSIONS}, got {compression!r}")
+    check_durability(durability)
     steps = default_segment_steps(spec, limit.steps) if segment_steps is None else segment_steps
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_SEGMENT_STEPS:
         raise ValueError(f"segment_steps must be in [1, {MOST_SEGMENT_STEPS}], got {segment_steps!r}")
     if limit.steps is not None and steps > limit.steps:
         raise ValueError(f"capacity {limit.steps} is below one segment of {steps} steps")
-    return Description(spec, steps, limit, compression, uuid.uuid4().hex, time.time())
+    if steps * spec.row_bytes > MOST_SEGMENT_BYTES:
+        raise ValueError(
+            f"a segment of {steps} steps of {spec.row_bytes} bytes takes more than {MOST_SEGMENT_BYTES >> 30} GiB"
+        )
+    return Description(spec, steps, limit, compression, uuid.uuid4().hex, time.time(), durability)
+
+
+def check_durability(durability: str) -> None:
+    """Check a durability.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if durability not in DURABILITIES:
+        raise ValueError(f"durability must be one of {DURABILITIES}, got {durability!r}")
 
 
 def parse_capacity(capacity: int | str | None) -> Capacity:
@@ -122,11 +144,12 @@ def create_store(path: Path, description: Description, metadata: dict[str, Any],
         disk.make_directory(partial / layout.LOCKS)
         writer = SegmentWriter(partial, fields_of(description.spec), description.segment_steps, disk)
         writer.create_group(description.to_json())
-        index = Index(partial / layout.INDEX, create=True)
+        index = Index(partial / layout.INDEX, create=True, synced=disk.durability == "power")
         try:
             with index.write() as txn:
                 txn.put_counters(np.zeros(1, layout.COUNTERS)[0])
                 txn.put_json("meta", b"metadata", metadata)
+                txn.put_json("meta", b"description", description.to_json())
         finally:
             index.close()
         for folder in (partial / layout.INDEX, partial / layout.STEPS, partial):
@@ -134,6 +157,8 @@ def create_store(path: Path, description: Description, metadata: dict[str, Any],
         try:
             partial.rename(path)
         except OSError as err:
+            if not path.exists():
+                raise disk_error(err, path) from err
             raise StoreExistsError(f"{path}: exists already", path=path) from err
         disk.sync_directory(path.parent)
     except BaseException:
@@ -165,18 +190,63 @@ def read_description(path: Path) -> Description:
         capacity = data["capacity"]
         steps, size = capacity["steps"], capacity["bytes"]
         segment_steps = int(data["segment_steps"])
+        spec, durability = StepSpec.from_json(data["spec"]), data.get("durability", "power")
         if not 1 <= segment_steps <= MOST_SEGMENT_STEPS or data["compression"] not in COMPRESSIONS:
             raise ValueError("out of range")
+        if segment_steps * spec.row_bytes > MOST_SEGMENT_BYTES or durability not in DURABILITIES:
+            raise ValueError("out of range")
         return Description(
-            StepSpec.from_json(data["spec"]),
+            spec,
             segment_steps,
             Capacity(None if steps is None else int(steps), None if size is None else int(size)),
             data["compression"],
             str(data["uuid"]),
             float(data["created"]),
+            durability,
         )
-    except (KeyError, TypeError, ValueError) as err:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as err:
         raise CorruptStoreError(
             f"{layout.group_path(path)}: the store's description is damaged: {err!r}",
             path=path,
         ) from err
+
+
+def use_store(path: Path, *, required: bool) -> FileLock:
+    """Take the shared lock that everybody who has the store open holds.
+
+    Args:
+        path: The store's folder.
+        required: Raise if it cannot be taken for want of permission; a reader on read-only media goes without.
+
+    Raises:
+        StoreLockedError: If somebody holds the store alone: it is being repaired.
+    """
+    lock = FileLock(layout.lock_path(path, "store"), f"{path}: the store")
+    try:
+        lock.acquire(shared=True)
+    except StoreLockedError:
+        raise
+    except ReplayError:
+        if required:
+            raise
+    return lock
+
+
+def change_durability(path: Path, durability: Durability) -> None:
+    """Change a store's durability; before "power" is promised, everything so far is made durable.
+
+    Raises:
+        StoreLockedError: If somebody has the store open; names the processes.
+    """
+    disk = Disk("power")
+    with FileLock(layout.lock_path(path, "store"), f"{path}: the store").acquire():
+        disk.sync_everything(path)
+        change_attributes(path, {"durability": durability}, disk)
+        index = Index(path / layout.INDEX)
+        try:
+            with index.write() as txn:
+                description = txn.json("meta", b"description")
+                if description is not None:
+                    txn.put_json("meta", b"description", {**description, "durability": durability})
+        finally:
+            index.close()

@@ -1,35 +1,34 @@
 """The one seam to the disk: everything the engine writes to a file goes through `Disk`.
 
-Owns fsync, atomic replacement and advisory locks. LMDB writes past it, by its own protocol. A failed fsync is
-never retried: the attempt's temporary file is removed and the error raised, because a second fsync of the same
-file may succeed although the data are gone.
+Owns fsync and atomic replacement. LMDB writes past it, by its own protocol. A failed fsync is never retried: the
+attempt's temporary file is removed and the error raised, because a second fsync of the same file may succeed
+although the data are gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
-import fcntl
-import json
 import os
-import socket
-import time
-import uuid
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from zarr.storage import LocalStore
 
-from diskreplay.errors import ReplayError, StoreFullError, StoreLockedError
+from diskreplay.errors import ReadOnlyError, ReplayError, StoreFullError
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
 PARTIAL = ".partial"
+_libc = ctypes.CDLL(None, use_errno=True)
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+TOO_MANY = frozenset({errno.EMFILE, errno.ENFILE})
+Durability = Literal["power", "process"]
+DURABILITIES: tuple[Durability, ...] = ("power", "process")
 
 
 class FileRecord(NamedTuple):
@@ -43,11 +42,32 @@ def disk_error(err: OSError, path: str | os.PathLike[str]) -> ReplayError:
     """Return the error of our own tree that an OSError at `path` amounts to."""
     if err.errno in FULL:
         return StoreFullError(f"{path}: {err.strerror}; the steps are not committed", path=path)
+    if err.errno in TOO_MANY:
+        return ReplayError(
+            f"{path}: {err.strerror}",
+            path=path,
+            hint="Raise the limit (`ulimit -n`), or close other files; then go on.",
+        )
+    if err.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return ReadOnlyError(f"{path}: {err.strerror}", path=path, hint="Make the store writable, then go on.")
     return ReplayError(f"{path}: {err.strerror or err}", path=path)
 
 
 class Disk:
-    """Write, sync and remove files; tests replace it to count, fail or drop calls."""
+    """Write, sync and remove files; tests replace it to count, fail or drop calls.
+
+    Args:
+        durability: "power": what is written survives a power cut once the call returns. "process": it survives the
+            end of this process, however violent; nothing is synced.
+    """
+
+    def __init__(self, durability: Durability = "power") -> None:
+        self.durability = durability
+
+    def sync(self, fd: int) -> None:
+        """Make an open file or directory durable, as far as was asked for."""
+        if self.durability == "power":
+            os.fsync(fd)
 
     def write_file(self, path: Path, data: Any) -> FileRecord:
         """Replace `path` atomically by `data`, durable but for the directory entry.
@@ -57,14 +77,16 @@ class Disk:
             ReplayError: On any other failed call; `path` is then what it was before.
         """
         view = memoryview(data).cast("B")
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        # One name, so that what a crash leaves is replaced by the next attempt; only one process at a time writes a
+        # file: a shard belongs to a stream's writer, an array's zarr.json to the holder of the layout lock.
+        partial = path.with_name(path.name + PARTIAL)
         try:
-            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             try:
                 written = 0
                 while written < len(view):
                     written += os.write(fd, view[written:])
-                os.fsync(fd)
+                self.sync(fd)
             finally:
                 os.close(fd)
             partial.rename(path)
@@ -79,7 +101,24 @@ class Disk:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                os.fsync(fd)
+                self.sync(fd)
+            finally:
+                os.close(fd)
+        except OSError as err:
+            raise disk_error(err, path) from err
+
+    def sync_everything(self, path: Path) -> None:
+        """Make all that was ever written to the file system of this folder durable, whatever the durability.
+
+        Raises:
+            ReplayError: If something could not be written.
+        """
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if _libc.syncfs(fd):
+                    number = ctypes.get_errno()
+                    raise OSError(number, os.strerror(number))
             finally:
                 os.close(fd)
         except OSError as err:
@@ -99,6 +138,13 @@ class Disk:
         """Remove a file; one that is gone already is fine."""
         try:
             path.unlink(missing_ok=True)
+        except OSError as err:
+            raise disk_error(err, path) from err
+
+    def move(self, path: Path, to: Path) -> None:
+        """Give a file another name on the same file system; neither folder is synced."""
+        try:
+            path.rename(to)
         except OSError as err:
             raise disk_error(err, path) from err
 
@@ -135,78 +181,3 @@ class DurableStore(LocalStore):
         """Write one key durably unless it is there."""
         if not (Path(self.root) / key).exists():
             await self.set(key, value)
-
-
-_held: set[FileLock] = set()
-
-
-def _let_go_in_child() -> None:
-    # A lock lives as long as any copy of its file descriptor; a child must not keep its parent's.
-    for lock in list(_held):
-        lock.let_go()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-@dataclass(eq=False)
-class FileLock:
-    """An advisory lock that dies with its process, and says who holds it.
-
-    flock(2) on a file of its own; the file's text names the holder for the error message. The file is never
-    removed, since removing it would let two processes lock two files of one name.
-    """
-
-    path: Path
-    what: str
-    _fd: int = -1
-
-    def acquire(self, *, wait: bool = False) -> FileLock:
-        """Take the lock.
-
-        Raises:
-            StoreLockedError: If another holder has it; the message names that holder.
-        """
-        self.path.parent.mkdir(exist_ok=True)
-        try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as err:
-            raise disk_error(err, self.path) from err
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as err:
-            who = "another process"
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                holder = json.loads(os.pread(fd, 4096, 0))
-                who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-            os.close(fd)
-            raise StoreLockedError(f"{self.what} is held by {who}", path=self.path) from err
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        with contextlib.suppress(OSError):  # the text is for people; on a full disk there is none
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(holder).encode(), 0)
-        self._fd = fd
-        _held.add(self)
-        return self
-
-    def release(self) -> None:
-        """Give the lock back; harmless if it is not held."""
-        if self._fd >= 0:
-            # Unlocked and not only closed: a child that was just forked may still have a copy.
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-            self.let_go()
-
-    def let_go(self) -> None:
-        """Close this process's copy of the lock, and no more."""
-        os.close(self._fd)
-        self._fd = -1
-        _held.discard(self)
-
-    def __enter__(self) -> Self:
-        if self._fd < 0:
-            self.acquire(wait=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()

@@ -6,7 +6,9 @@ be called with `engine.lock` held.
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -14,8 +16,9 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
-from diskreplay.storage.durable import Disk, FileLock
+from diskreplay.storage.durable import Disk
 from diskreplay.storage.fields import Coding, fields_of
+from diskreplay.storage.locks import FileLock
 from diskreplay.storage.reading import Reader
 from diskreplay.storage.residency import Residency
 from diskreplay.storage.segments import SegmentWriter
@@ -28,6 +31,18 @@ if TYPE_CHECKING:
 
     from diskreplay.experience import StepSpec
     from diskreplay.storage.index import Index, Reading, Writing
+
+
+_alive: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _new_locks_in_child() -> None:
+    # Another thread may have held it; what it guarded is of no use in the child, but must not hang.
+    for engine in list(_alive):
+        engine.lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_new_locks_in_child)
 
 
 class Engine:
@@ -69,6 +84,7 @@ class Engine:
         self.episodes_evicted = 0
         self.seen = np.zeros(1, layout.COUNTERS)[0]
         self._load()
+        _alive.add(self)
 
     def refresh(self) -> bool:
         """Take in what other processes committed; return whether there was anything."""
@@ -102,6 +118,7 @@ class Engine:
             lock.release()
             raise
         stream.lock = lock
+        self._set_aside_leftovers(stream)
         tail = stream.open_tail
         if tail is not None and tail.pending:
             self.end_episode(stream, layout.INTERRUPTED)
@@ -142,21 +159,27 @@ class Engine:
     def tail_to_write(self, stream: Stream) -> Tail:
         """Return the stream's tail that has room for a row; start a segment if there is none."""
         tail = stream.open_tail
-        return self.start_tail(stream, *self.take_segments(1)) if tail is None or tail.full else tail
+        return self.start_tail(stream, *self.take_segments(stream, 1)) if tail is None or tail.full else tail
 
-    def take_segments(self, count: int) -> list[int]:
+    def take_segments(self, stream: Stream, count: int) -> list[int]:
         """Return ids for new segments; taken in the index, so no process ever gets them again.
 
-        Callers take them before they change anything, for this is what can fail.
+        The stream's record lists them until its next commit: should this process die before, the stream's next
+        writer knows which shards are leftovers. Callers take ids before they change anything, for this can fail.
         """
         if not count:
             return []
         with self.index.write() as txn:
-            counters = txn.counters()
+            counters, key = txn.counters(), layout.stream_key(stream.number)
             first = int(counters["next_segment"])
+            taken = list(range(first, first + count))
             counters["next_segment"] += count
             txn.put_counters(counters)
-        return list(range(first, first + count))
+            record = txn.json("streams", key)
+            if record is None:
+                raise CorruptStoreError(f"{self.root}: the index has no record of stream {stream.name!r}")
+            txn.put_json("streams", key, {**record, "taken": [*record.get("taken", []), *taken]})
+        return taken
 
     def start_tail(self, stream: Stream, segment: int) -> Tail:
         """Start a segment behind what the stream has."""
@@ -307,6 +330,15 @@ class Engine:
                 tail.apply(payload, f"the tail of stream {stream.name!r}")
             self.table.follow_tail(self.table.slot(segment), tail)
             previous = segment
+
+    def _set_aside_leftovers(self, stream: Stream) -> None:
+        """Move aside what a writer that died had written for segments that never were committed."""
+        with self.index.read() as txn:
+            record = txn.json("streams", layout.stream_key(stream.number)) or {}
+            stream.update({**stream.to_json([]), **record})
+            taken = [s for s in stream.taken if txn.get("segments", layout.segment_key(s)) is None]
+        known = {tail.segment for tail in stream.tails}
+        self.writer.set_aside([segment for segment in taken if segment not in known])
 
     def _named(self, name: str) -> Stream:
         for stream in self.streams.values():

@@ -2,14 +2,17 @@
 
     name.replay/
       zarr.json                   zarr v3 group; attributes.diskreplay: {format_version, uuid, spec, segment_steps,
-                                  capacity, compression, created}
+                                  capacity, compression, created, durability}
       steps/zarr.json             zarr v3 group
       steps/<field>/zarr.json     zarr v3 array (rows, *shape), sharded: one shard is one segment of S = segment_steps
                                   rows; inner chunks of chunk_steps rows, codecs [bytes, (zstd | blosc), crc32c];
                                   shard index at the end, little-endian (offset, nbytes) u64 pairs, crc32c
       steps/<field>/c.<s>.0...    shard of segment s; written once, renamed into place, never changed
       index.lmdb/                 LMDB (0.9 file format): the only truth about which shards count
-      locks/                      flock(2) files: stream-<n>, sampler-<name>, layout
+      index.lmdb/length           u64 LE, crc32c u32 LE: a lower bound of data.mdb's length; not synced
+      locks/                      flock(2) files: stream-<n>, sampler-<name>, layout, store (shared by all who have
+                                  the store open, exclusive for repair and for a change of durability)
+      lost+found/                 what was set aside; nothing reads it
 
 Fields: one per leaf of the observation and the action, and
     reward f32, terminated bool, truncated bool   what followed the action of the row
@@ -26,13 +29,17 @@ episode >= 0.
 
 LMDB databases (integers in keys are big-endian; every value ends in the crc32c of what precedes it, u32 LE):
     meta        b"counters"  COUNTERS            b"fields"  JSON {field: {codec, chunk_steps}}
-                b"metadata"  JSON, the user's
-    streams     stream u32            JSON: name, last sealed segment, segments in the tail, counts, pinned
+                b"metadata"  JSON, the user's     b"description"  JSON, a copy of the group's attributes
+    streams     stream u32            JSON: name, last sealed segment, segments in the tail, counts, pinned; ids of
+                                      segments taken since the last commit
     segments    segment u64           SEGMENT
     seals       seal number u64       segment u64: the order in which segments were sealed
     files       segment u64           [FILE] * fields, in the order of `fields`
     checks      segment u64           u32 * chunks, field after field: the crc32c that each chunk must have
-    episodes    segment u64           [EPISODE]: the episodes whose last row lies in the segment
+    episodes    segment u64           [EPISODE]: the episodes whose last row lies in the segment. Flag CUT: the
+                                      segment that followed was lost; the row is then not marked is_last in the shard
+    quarantine  segment u64           SEGMENT: found damaged and left out; its other records stay where they are
+    garbage     segment u64           empty: evicted, but its shards may not all be unlinked yet
     tails       stream u32, segment u64, row u32    tail record: rows committed but not sealed (see tail.py)
     priorities  sampler name, 0, segment u64, block u16: f32 * PRIORITY_BLOCK, the raw priorities
     samplers    sampler name          JSON: alpha, largest priority, random state, draws in flight
@@ -59,10 +66,12 @@ GROUP_KEY = "diskreplay"
 INDEX = "index.lmdb"
 STEPS = "steps"
 LOCKS = "locks"
+LOST = "lost+found"
 PRIORITY_BLOCK = 1000
 
 DATABASES = (
-    "meta", "streams", "segments", "seals", "files", "checks", "episodes", "tails", "priorities", "samplers", "sums",
+    "meta", "streams", "segments", "seals", "files", "checks", "episodes", "quarantine", "garbage", "tails",
+    "priorities", "samplers", "sums",
 )  # fmt: skip
 
 COUNTERS = np.dtype(
@@ -74,6 +83,9 @@ COUNTERS = np.dtype(
         ("evictions", "<i8"),
         ("steps_evicted", "<i8"),
         ("episodes_evicted", "<i8"),
+        ("transitions", "<i8"),
+        ("bytes_on_disk", "<i8"),
+        ("cuts", "<i8"),
     ],
 )
 SEGMENT = np.dtype(
@@ -90,6 +102,7 @@ SEGMENT = np.dtype(
         ("sealed_at", "<f8"),
         ("seal", "<i8"),
         ("first_flags", "u1"),
+        ("cut", "u1"),
     ],
 )
 FILE = np.dtype([("length", "<i8"), ("crc32", "<u4")])
@@ -104,7 +117,7 @@ EPISODE = np.dtype(
     ],
 )
 SUM = np.dtype([("total", "<f8"), ("place", "<i4"), ("rows", "<i4")])
-TERMINATED, TRUNCATED, INTERRUPTED = 1, 2, 4
+TERMINATED, TRUNCATED, INTERRUPTED, CUT = 1, 2, 4, 8
 
 
 def group_path(root: Path) -> Path:

@@ -16,7 +16,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
-from diskreplay.storage.durable import Disk, DurableStore, FileLock, FileRecord, disk_error
+from diskreplay.storage.durable import PARTIAL, Disk, DurableStore, FileRecord, disk_error
+from diskreplay.storage.locks import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from diskreplay.storage.fields import Coding, Field
 
 FIRST_SEGMENTS = 16
+MOST_DESCRIPTION_BYTES = 16 << 20
 
 
 class SegmentWriter:
@@ -100,7 +102,7 @@ class SegmentWriter:
                 values = values.copy()
                 values[rows:] = field.fill
             array = self._array(field, segment)
-            key = f"{layout.STEPS}/{field.name}/{layout.shard_name(segment, 1 + len(field.shape))}"
+            key = f"{layout.STEPS}/{field.name}/{shard_name(segment, field)}"
             self._store.written.pop(key, None)
             if (self.root / key).exists():
                 # zarr would read, and merge with, what an interrupted attempt has left.
@@ -128,7 +130,22 @@ class SegmentWriter:
         """Unlink an evicted segment's shards and sync their folders. The index has forgotten them already."""
         for field in self.fields:
             folder = layout.field_path(self.root, field.name)
-            self.disk.unlink(folder / layout.shard_name(segment, 1 + len(field.shape)))
+            self.disk.unlink(folder / shard_name(segment, field))
+
+    def set_aside(self, segments: Sequence[int]) -> int:
+        """Move shards that no catalogue entry names into lost+found; return how many there were."""
+        moved = 0
+        for segment in segments:
+            for field in self.fields:
+                name = shard_name(segment, field)
+                path = layout.field_path(self.root, field.name) / name
+                self.disk.unlink(path.with_name(name + PARTIAL))
+                if path.exists():
+                    target = self.root / layout.LOST / layout.STEPS / field.name
+                    self.disk.make_directory(target)
+                    self.disk.move(path, target / name)
+                    moved += 1
+        return moved
 
     def sync_fields(self) -> None:
         """Make removals durable."""
@@ -144,7 +161,7 @@ class SegmentWriter:
                 with _disk_errors(self.root / path):
                     array = zarr.open_array(self._store, path=path, mode="r+", zarr_format=3)
                     if array.shape[0] < needed:
-                        length = array.shape[0]
+                        length = max(array.shape[0], self.segment_steps)
                         while length < needed:
                             length *= 2
                         array.resize((length, *field.shape))
@@ -152,6 +169,18 @@ class SegmentWriter:
             array = array.with_config({"write_empty_chunks": True})
             self._arrays[field.name] = array
         return array
+
+
+def shard_name(segment: int, field: Field) -> str:
+    """Return the file name of a segment's shard of this field."""
+    return layout.shard_name(segment, 1 + len(field.shape))
+
+
+def change_attributes(root: Path, changes: dict[str, Any], disk: Disk) -> None:
+    """Change what the store's group says of the store, atomically."""
+    with _disk_errors(layout.group_path(root)):
+        group = zarr.open_group(DurableStore(root, disk=disk), mode="r+", zarr_format=3)
+        group.update_attributes({layout.GROUP_KEY: {**read_attributes(root), **changes}})
 
 
 def read_attributes(root: Path) -> dict[str, Any]:
@@ -162,12 +191,14 @@ def read_attributes(root: Path) -> dict[str, Any]:
     """
     path = layout.group_path(root)
     try:
+        if path.stat().st_size > MOST_DESCRIPTION_BYTES:
+            raise ValueError("far too long")
         attributes = json.loads(path.read_bytes())["attributes"][layout.GROUP_KEY]
     except OSError as err:
         if err.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
             raise CorruptStoreError(f"{path}: the store's description is missing", path=root) from err
         raise disk_error(err, path) from err
-    except (ValueError, KeyError, TypeError) as err:
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise CorruptStoreError(f"{path}: not the group of a replay store: {err!r}", path=root) from err
     if not isinstance(attributes, dict):
         raise CorruptStoreError(f"{path}: not the group of a replay store", path=root)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diskreplay.errors import CorruptStoreError
 
 if TYPE_CHECKING:
-    from diskreplay.storage.durable import FileLock
+    from diskreplay.storage.locks import FileLock
     from diskreplay.storage.tail import Tail
 
 
@@ -20,6 +20,7 @@ class Stream:
         number, name: The stream's.
         last_segment: Its newest sealed segment, -1 if there is none.
         steps, episodes: Steps and finished episodes since it was made, evicted ones included.
+        taken: Ids of segments that its writer took and had not committed, when the index was read.
         tails: Segments not sealed yet: full ones first, then the one being written.
         lock: Held while this process writes the stream.
         pinned: Whether eviction passes it over.
@@ -33,6 +34,7 @@ class Stream:
     episodes: int = 0
     pinned: bool = False
     closing: bool = False
+    taken: list[int] = field(default_factory=list)
     tails: list[Tail] = field(default_factory=list)
     lock: FileLock | None = None
 
@@ -67,6 +69,7 @@ class Stream:
             self.name, self.pinned = str(data["name"]), bool(data["pinned"])
             self.last_segment = int(data["last_segment"])
             self.steps, self.episodes = int(data["steps"]), int(data["episodes"])
+            self.taken = [int(segment) for segment in data.get("taken", [])]
             return [int(segment) for segment in data["tails"]]
         except (KeyError, TypeError, ValueError) as err:
             raise CorruptStoreError(f"index: stream {self.number}: bad record {data!r}") from err

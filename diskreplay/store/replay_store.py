@@ -14,8 +14,15 @@ from diskreplay.experience import Batch, SequenceBatch, StepSpec
 from diskreplay.experience.spec import build
 from diskreplay.storage import layout
 from diskreplay.storage.commit import Committer
-from diskreplay.storage.creation import create_store, describe, read_description
-from diskreplay.storage.durable import Disk
+from diskreplay.storage.creation import (
+    change_durability,
+    check_durability,
+    create_store,
+    describe,
+    read_description,
+    use_store,
+)
+from diskreplay.storage.durable import Disk, Durability
 from diskreplay.storage.engine import Engine
 from diskreplay.storage.index import Index
 from diskreplay.storage.sequences import fetch_sequences
@@ -53,6 +60,16 @@ class ReplayStore:
 
     def __init__(self, path: Path, mode: Mode, disk: Disk | None = None) -> None:
         """Open the store at `path`; use `ReplayStore.open` or `ReplayStore.create`."""
+        self._pid = os.getpid()
+        read_description(path)
+        self._use = use_store(path, required=mode == "a")
+        try:
+            self._open(path, mode, disk)
+        except BaseException:
+            self._use.release()
+            raise
+
+    def _open(self, path: Path, mode: Mode, disk: Disk | None) -> None:
         description = read_description(path)
         self.path = path
         self.mode = mode
@@ -60,10 +77,12 @@ class ReplayStore:
         self.segment_steps = description.segment_steps
         self.capacity = description.capacity
         self.created = description.created
-        self._index = Index(path / layout.INDEX)
+        self.durability: Durability = description.durability
+        self._index = Index(path / layout.INDEX, synced=self.durability == "power")
         try:
             if mode == "a" and not self._index.writable:
                 raise ReadOnlyError(f"{path}: no permission to write", path=path)
+            disk = disk or Disk(self.durability)
             self._engine = Engine(path, self.spec, self.segment_steps, self._index, disk)
         except BaseException:
             self._index.close()
@@ -82,6 +101,7 @@ class ReplayStore:
         capacity: int | str | None = None,
         segment_steps: int | None = None,
         compression: Compression = "auto",
+        durability: Durability = "power",
         metadata: dict[str, Any] | None = None,
     ) -> ReplayStore:
         """Make an empty store and open it for appending.
@@ -96,6 +116,9 @@ class ReplayStore:
                 lies in the index before it is sealed. Default: about 32 MiB of raw rows, 8,192 at most.
             compression: "auto" tries the first segment, a field at a time; "zstd", "lz4" or "none" is taken
                 for what a batch reads.
+            durability: What commits survive. "power": also a power cut or a crash of the machine; files and index
+                are synced. "process": the end of the process, however violent, but not of the machine; nothing is
+                synced until `sync` or `close`. It is the store's, whoever opens it.
             metadata: A small JSON object to keep with the store.
 
         Raises:
@@ -103,15 +126,33 @@ class ReplayStore:
             ValueError: If an option is out of range.
         """
         where = Path(path).absolute()
-        description = describe(spec, capacity=capacity, segment_steps=segment_steps, compression=compression)
-        create_store(where, description, dict(metadata or {}), Disk())
+        description = describe(
+            spec,
+            capacity=capacity,
+            segment_steps=segment_steps,
+            compression=compression,
+            durability=durability,
+        )
+        create_store(where, description, dict(metadata or {}), Disk(durability))
         return cls(where, "a")
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, mode: Mode = "r") -> ReplayStore:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mode: Mode = "r",
+        durability: Durability | None = None,
+    ) -> ReplayStore:
         """Open a store, to read it (mode="r") or to append to it too (mode="a").
 
+        Args:
+            path: The store's folder.
+            mode: "r" or "a".
+            durability: Change the store's, see `create`; with mode="a", while nobody else has it open.
+
         Raises:
+            StoreLockedError: If it is being repaired, or others are in the way of a change of durability.
             StoreNotFoundError: If there is none at the path.
             FormatVersionError: If it is of a format this release does not read.
             CorruptStoreError: If it is damaged.
@@ -119,7 +160,14 @@ class ReplayStore:
         """
         if mode not in ("r", "a"):
             raise ValueError(f"mode must be 'r' or 'a', got {mode!r}")
-        return cls(Path(path).absolute(), mode)
+        where = Path(path).absolute()
+        if durability is not None:
+            check_durability(durability)
+            if read_description(where).durability != durability:
+                if mode != "a":
+                    raise ReadOnlyError(f"{where}: opened with mode='r', so its durability stays", path=where)
+                change_durability(where, durability)
+        return cls(where, mode)
 
     def __len__(self) -> int:
         with self._engine.lock:
@@ -334,6 +382,25 @@ class ReplayStore:
         self._require_open()
         return collect_stats(self)
 
+    def sync(self) -> None:
+        """Make what was committed survive a power cut too, if the store's durability is "process".
+
+        Cost: writes out what the operating system holds back, of the whole file system.
+        """
+        self._require_open()
+        if self.durability != "power":
+            self._engine.disk.sync_everything(self.path)
+
+    def evict(self, transitions: int) -> int:
+        """Drop the oldest segments until so many transitions are gone; return how many went.
+
+        Whole segments only, pinned streams and unsealed tails left out. Works on a full disk.
+        """
+        self._require_writable()
+        if isinstance(transitions, bool) or int(transitions) != transitions or transitions < 1:
+            raise ValueError(f"transitions must be a whole number of at least 1, got {transitions!r}")
+        return self._committer.evict(int(transitions))
+
     def verify(self) -> list[Problem]:
         """Compare catalogue, files, checksums and tails; return what is wrong. Cost: reads the whole store."""
         self._require_open()
@@ -343,12 +410,18 @@ class ReplayStore:
         """Close writers and files. What was not committed is lost."""
         if self._closed:
             return
+        if self._pid != os.getpid():
+            self._closed = True  # all there is to close is the parent's
+            return
         for writer in list(self._writers):
             writer.close()
         self._closed = True
         with self._engine.lock:
             self._engine.close()
             self._index.close()
+            self._use.release()
+        if self.mode == "a" and self.durability != "power":
+            self._engine.disk.sync_everything(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -358,7 +431,9 @@ class ReplayStore:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
-            self._engine.close()
+            if self._pid == os.getpid():
+                self._engine.close()
+                self._use.release()
             self._index.close(wait=False)
 
     def __repr__(self) -> str:
@@ -372,6 +447,12 @@ class ReplayStore:
     def _require_open(self) -> None:
         if self._closed:
             raise ReplayError(f"{self.path}: the store is closed", path=self.path, hint="Open it again.")
+        if self._pid != os.getpid():
+            raise ReplayError(
+                f"{self.path}: the store was opened before a fork and cannot be used in the child",
+                path=self.path,
+                hint="Open the store again in the child process.",
+            )
 
     def _require_writable(self) -> None:
         self._require_open()

@@ -90,7 +90,7 @@ class StreamWriter:
         engine, stream = self._engine, self._stream
         with engine.lock:
             tail = stream.tails[-1]
-            segments = engine.take_segments(int(tail.rows + 1 == engine.segment_steps))
+            segments = engine.take_segments(stream, int(tail.rows + 1 == engine.segment_steps))
             step_id = tail.act(acted, gain, terminated=ended, truncated=cut)
             stream.steps += 1
             for segment in segments:
@@ -146,7 +146,7 @@ class StreamWriter:
             self._check_open()
             self._end_running()
             tail = engine.tail_to_write(stream)
-            segments = engine.take_segments((tail.rows + count) // engine.segment_steps)
+            segments = engine.take_segments(stream, (tail.rows + count) // engine.segment_steps)
             while done < count:
                 part = slice(done, done + min(count - done, engine.segment_steps - tail.rows))
                 ids.append(tail.first_step_id + np.arange(tail.rows, tail.rows + part.stop - done))

@@ -197,13 +197,13 @@ def test_an_index_without_room_for_a_segment_leaves_the_stream_as_it_was(make_st
 
     episode = (np.zeros((10, 3), np.float32), np.zeros(9, int), np.zeros(9), np.zeros(9, bool), np.zeros(9, bool))
     with monkeypatch.context() as patch:
-        patch.setattr(store._engine, "take_segments", lambda count: full(count) if count else [])
+        patch.setattr(store._engine, "take_segments", lambda stream, count: full(count) if count else [])
         with pytest.raises(StoreFullError):
             writer.step(0, 3, False, False, at(4))
     assert len(store) == 3
     assert writer.step(0, 3, False, False, at(4)) == 3
     with monkeypatch.context() as patch:
-        patch.setattr(store._engine, "take_segments", lambda count: full(count) if count else [])
+        patch.setattr(store._engine, "take_segments", lambda stream, count: full(count) if count else [])
         with pytest.raises(StoreFullError):
             writer.write_episode(*episode)
     assert len(store) == 4

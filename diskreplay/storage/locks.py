@@ -1,0 +1,121 @@
+"""Advisory locks on a store's files: who writes a stream, who owns a sampler, who has the store open.
+
+flock(2) on files of their own, which are never removed: removing one would let two processes lock two files of one
+name. A lock dies with its process, and with nothing else: forked children close their copy at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from diskreplay.errors import StoreLockedError
+from diskreplay.storage.durable import disk_error
+
+_held: set[FileLock] = set()
+
+
+def _let_go_in_child() -> None:
+    # A lock lives as long as any copy of its file descriptor; a child must not keep its parent's.
+    for lock in list(_held):
+        lock.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@dataclass(eq=False)
+class FileLock:
+    """A lock that says who holds it.
+
+    An exclusive holder writes who it is into the file; of shared holders /proc/locks tells the processes.
+    """
+
+    path: Path
+    what: str
+    _fd: int = -1
+
+    def acquire(self, *, wait: bool = False, shared: bool = False) -> FileLock:
+        """Take the lock.
+
+        Raises:
+            StoreLockedError: If another holder is in the way; the message names who.
+        """
+        fd = self._open(shared=shared)
+        try:
+            self._lock(fd, wait=wait, shared=shared)
+        except OSError as err:
+            who = self._holder(fd)
+            os.close(fd)
+            if err.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise disk_error(err, self.path) from err
+            raise StoreLockedError(f"{self.what} is held by {who}", path=self.path) from err
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        with contextlib.suppress(OSError):  # the text is for people; on a full disk there is none
+            if os.fstat(fd).st_size:
+                os.ftruncate(fd, 0)
+            if not shared:
+                os.pwrite(fd, json.dumps(holder).encode(), 0)
+        self._fd = fd
+        _held.add(self)
+        return self
+
+    def release(self) -> None:
+        """Give the lock back; harmless if it is not held."""
+        if self._fd >= 0:
+            # Unlocked and not only closed: a child that was just forked may still have a copy.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close this process's copy of the lock, and no more."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+        _held.discard(self)
+
+    def __enter__(self) -> Self:
+        if self._fd < 0:
+            self.acquire(wait=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _open(self, *, shared: bool) -> int:
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as err:
+            if not shared:
+                raise disk_error(err, self.path) from err
+        try:  # flock needs no more than an open file: a reader may have no permission to write
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as err:
+            raise disk_error(err, self.path) from err
+
+    def _lock(self, fd: int, *, wait: bool, shared: bool) -> None:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+
+    def _holder(self, fd: int) -> str:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            holder = json.loads(os.pread(fd, 4096, 0))
+            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+        with contextlib.suppress(OSError):
+            inode = f":{os.fstat(fd).st_ino} "
+            lines = Path("/proc/locks").read_text().splitlines()
+            found = sorted(
+                {int(line.split()[4]) for line in lines if inode in line and " FLOCK " in line and "->" not in line}
+            )
+            if found:
+                return "process " + ", ".join(str(pid) for pid in found)
+        return "another process"
