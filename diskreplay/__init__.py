@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diskreplay.errors import (
+        CorruptionWarning,
         CorruptStoreError,
         FormatVersionError,
         NotEnoughStepsError,
@@ -34,8 +35,8 @@ __version__ = "0.1.0"
 # Loaded when first asked for: nobody who only opens a store should wait for torch, nor the command line for zarr.
 _HOMES = {
     "diskreplay.errors": (
-        "CorruptStoreError FormatVersionError NotEnoughStepsError ReadOnlyError ReplayError SourceError"
-        " SpecMismatchError StepEvictedError StoreExistsError StoreFullError StoreLockedError"
+        "CorruptStoreError CorruptionWarning FormatVersionError NotEnoughStepsError ReadOnlyError ReplayError"
+        " SourceError SpecMismatchError StepEvictedError StoreExistsError StoreFullError StoreLockedError"
         " StoreNotFoundError TrainingError WriterStateError"
     ),
     "diskreplay.experience": "ArraySpec Batch SequenceBatch StepSpec",
@@ -50,6 +51,7 @@ __all__ = [
     "ArraySpec",
     "Batch",
     "CorruptStoreError",
+    "CorruptionWarning",
     "FormatVersionError",
     "LinearSchedule",
     "NotEnoughStepsError",

@@ -15,6 +15,7 @@
     ├── SourceError             a data source that cannot be read: unknown environment, bad file
     └── TrainingError           a training run that cannot go on: wrong checkpoint, wrong store
 
+Beside it stands one warning, CorruptionWarning: damage was met and, as asked for, left out.
 Wrong arguments stay ValueError or TypeError. Every class can be built from one message string, because a
 DataLoader worker's error is rebuilt that way; so whatever matters (path, field, step id) is in the message.
 """
@@ -81,9 +82,27 @@ class StoreFullError(ReplayError):
 
 
 class CorruptStoreError(ReplayError):
-    """Stored bytes are damaged or missing; nothing from them is served."""
+    """Stored bytes are damaged or missing; nothing from them is served.
 
-    default_hint = "Call store.verify() to see all that is damaged, and restore those files from a backup."
+    Args:
+        message: What is damaged and where: segment, field and file.
+        path: The store or file concerned, if any.
+        hint: What to do about it.
+        segment: The segment concerned, if it is one.
+    """
+
+    default_hint = "See what is damaged with `diskreplay verify`; restore it from a backup, or run `diskreplay repair`."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        hint: str = "",
+        segment: int | None = None,
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.segment = segment
 
 
 class SpecMismatchError(ReplayError, ValueError):
@@ -120,3 +139,7 @@ class TrainingError(ReplayError):
     """A training run cannot start or go on."""
 
     default_hint = "Check that the store, the options and the checkpoint belong together."
+
+
+class CorruptionWarning(UserWarning):
+    """A damaged segment was left out, as asked for with on_corruption="skip"."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from diskreplay.errors import CorruptStoreError
 from diskreplay.experience import Batch
 from diskreplay.loading.pipeline import Pipeline, Planner
-from diskreplay.loading.tensors import to_device, to_tensors
+from diskreplay.loading.tensors import Buffers, to_device, to_tensors
 from diskreplay.sampling import Draw
 from diskreplay.storage.reading import FileCache, WindowPlan
 from diskreplay.store.windows import assemble, check_window
@@ -42,6 +44,9 @@ class ReplayLoader(DataLoader[Any]):
         device: Where the tensors go; batches for a CUDA device pass through pinned memory.
         num_workers: Worker processes that read instead of threads. Slower, for batches then cross between
             processes; each gets plain read plans and opens neither the store nor its index.
+        on_corruption: What damage met on the way does. "raise": the batch raises `CorruptStoreError`. "skip": the
+            segment is quarantined (see `ReplayStore.quarantine`), a `CorruptionWarning` says so, its steps are drawn
+            again elsewhere, and `skipped` counts it.
         options: Further arguments of `torch.utils.data.DataLoader`, such as `multiprocessing_context`.
     """
 
@@ -58,6 +63,7 @@ class ReplayLoader(DataLoader[Any]):
         threads: int | None = None,
         device: str | torch.device = "cpu",
         num_workers: int = 0,
+        on_corruption: Literal["raise", "skip"] = "raise",
         **options: Any,
     ) -> None:
         check_window(n_step, gamma, frame_stack, padding)
@@ -76,8 +82,10 @@ class ReplayLoader(DataLoader[Any]):
             "frame_stack": frame_stack,
             "padding": padding,
         }
-        self._planner = Planner(sampler, self.window)
+        self._planner = Planner(sampler, self.window, skip_damaged=on_corruption == "skip")
         self._rows = batch_size
+        if on_corruption not in ("raise", "skip"):
+            raise ValueError(f"on_corruption must be 'raise' or 'skip', got {on_corruption!r}")
         if not options.get("in_order", True):
             raise ValueError("in_order=False would let go of which batch is which")
         if num_workers:
@@ -116,6 +124,11 @@ class ReplayLoader(DataLoader[Any]):
         """Return how many transitions were drawn again because theirs had been evicted before they were read."""
         return self._planner.redrawn
 
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Return the segments that were found damaged and quarantined on the way, and why."""
+        return dict(self._planner.skipped)
+
     def _with_threads(self) -> Iterator[Batch]:
         pipeline = Pipeline(
             self._planner,
@@ -136,13 +149,32 @@ class ReplayLoader(DataLoader[Any]):
             while True:
                 started = time.perf_counter()
                 batch = next(batches)
-                sampler.delivered(plans.draws.popleft()[0])
+                draw, _ = plans.draws.popleft()
+                if isinstance(batch, _Damaged):
+                    batch = self._read_again(draw, batch)
+                sampler.delivered(draw)
                 batch = batch if self.device.type == "cpu" else to_device(batch, self.device)
                 self._waited[0] += time.perf_counter() - started
                 yield batch
         finally:
             sampler.recall([draw for draw, _ in plans.draws])
             plans.draws.clear()
+
+    def _read_again(self, draw: Draw, damaged: _Damaged) -> Batch:
+        """Read a batch here in which a worker process met damage, the damaged segment left out."""
+        planner = self._planner
+        planner.skip(CorruptStoreError(damaged.message, segment=damaged.segment))
+        draw, plan = planner.plan(planner.mend(draw))
+        draw, plan, fetched = planner.fetch(draw, plan, Buffers(0))
+        return to_tensors(assemble(self.replay_sampler.store.spec, plan, fetched, draw.weight))
+
+
+@dataclass(frozen=True)
+class _Damaged:
+    """What a worker process returns for a batch in which it met damage."""
+
+    message: str
+    segment: int | None
 
 
 class _Plans:
@@ -155,7 +187,7 @@ class _Plans:
 
     def __iter__(self) -> Iterator[tuple[WindowPlan, Any]]:
         while True:
-            draw, plan = self.planner.plan(self.planner.sampler.draw_ahead(self.batch_size))
+            draw, plan = self.planner.plan(self.planner.draw_ahead(self.batch_size))
             self.draws.append((draw, plan))
             yield plan.portable(), draw.weight
 
@@ -167,11 +199,14 @@ class _PlanReader(Dataset[Any]):
         self.spec = spec
         self._files: FileCache | None = None
 
-    def __getitem__(self, item: tuple[WindowPlan, Any]) -> Batch:
+    def __getitem__(self, item: tuple[WindowPlan, Any]) -> Batch | _Damaged:
         if self._files is None:
             self._files = FileCache()
         plan, weight = item
-        here = plan.resolved(self._files)
-        batch = to_tensors(assemble(self.spec, here, here.fetch(), weight))
+        try:
+            here = plan.resolved(self._files)
+            batch = to_tensors(assemble(self.spec, here, here.fetch(), weight))
+        except CorruptStoreError as err:
+            return _Damaged(str(err), err.segment)
         self._files.trim()
         return batch

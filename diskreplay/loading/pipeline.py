@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diskreplay.errors import StepEvictedError
+from diskreplay.errors import CorruptionWarning, CorruptStoreError, StepEvictedError
 from diskreplay.experience import Batch
 from diskreplay.loading.tensors import Buffers, to_device, to_tensors
 from diskreplay.sampling import Draw
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from diskreplay.sampling import Sampler
-    from diskreplay.storage.reading import WindowPlan
+    from diskreplay.storage.reading import Fetched, WindowPlan
 
 REDRAWS = 3
 
@@ -32,37 +33,77 @@ class Planner:
     Args:
         sampler: Drew the steps.
         window: The window's options, as `ReplayStore.plan` takes them.
+        skip_damaged: Quarantine damaged segments and go on, instead of raising.
 
     Attributes:
         redrawn: Transitions drawn again so far.
+        skipped: Segments quarantined so far, and why.
     """
 
-    def __init__(self, sampler: Sampler, window: dict[str, Any]) -> None:
+    def __init__(self, sampler: Sampler, window: dict[str, Any], *, skip_damaged: bool = False) -> None:
         self.sampler = sampler
         self.window = window
+        self.skip_damaged = skip_damaged
         self.redrawn = 0
+        self.skipped: dict[int, str] = {}
+
+    def draw_ahead(self, batch_size: int) -> Draw:
+        """Draw a batch that is to be delivered later."""
+        while True:
+            try:
+                return self.sampler.draw_ahead(batch_size)
+            except CorruptStoreError as err:
+                self.skip(err)
 
     def plan(self, draw: Draw) -> tuple[Draw, WindowPlan]:
         """Return the draw, mended if it had to be, and where its windows lie."""
-        store = self.sampler.store
+        store, redraws = self.sampler.store, 0
         with store.lock:
-            for _ in range(REDRAWS):
+            while True:
                 try:
                     return draw, store.plan(draw.step_ids, **self.window)
                 except StepEvictedError:
                     # Here, since the draw, or by another process; whatever is gone is replaced, the rest stays.
+                    redraws += 1
+                    if redraws > REDRAWS:
+                        raise
                     store.refresh()
-                    draw = self._mend(draw)
-            return draw, store.plan(draw.step_ids, **self.window)
+                except CorruptStoreError as err:
+                    self.skip(err)
+                draw = self.mend(draw)
 
-    def _mend(self, draw: Draw) -> Draw:
+    def fetch(self, draw: Draw, plan: WindowPlan, buffers: Buffers) -> tuple[Draw, WindowPlan, Fetched]:
+        """Read a plan; a damaged segment is left out and its steps drawn again, if that was asked for."""
+        while True:
+            try:
+                return draw, plan, plan.fetch(buffers.take(plan.observations))
+            except CorruptStoreError as err:
+                self.skip(err)
+                draw, plan = self.plan(self.mend(draw))
+
+    def skip(self, err: CorruptStoreError) -> None:
+        """Quarantine the segment that an error is about; raise it, if that was not asked for or there is none."""
+        if not self.skip_damaged or err.segment is None:
+            raise err
+        store = self.sampler.store
+        with store.lock:
+            if store.quarantine(err.segment, str(err)):
+                warnings.warn(f"segment {err.segment} is left out: {err}", CorruptionWarning, stacklevel=2)
+                self.skipped[err.segment] = str(err)
+            elif err.segment in store.access.live_segments()[0]:
+                raise err
+
+    def mend(self, draw: Draw) -> Draw:
+        """Draw those steps again that cannot be sampled any more."""
         store, sampler = self.sampler.store, self.sampler
-        segments, _ = store.access.live_segments()
-        gone = ~np.isin(draw.step_ids // store.segment_steps, segments)
-        other = sampler.draw(len(draw.step_ids))
-        self.redrawn += int(gone.sum())
-        weight = np.where(gone, other.weight, draw.weight).astype(np.float32)
-        return sampler.mend(draw, np.where(gone, other.step_ids, draw.step_ids), weight)
+        with store.lock:
+            gone = ~store.access.can_sample(draw.step_ids)
+            if not gone.any():
+                return draw
+            other = sampler.delivered(self.draw_ahead(len(draw.step_ids)))
+            self.redrawn += int(gone.sum())
+            weight = np.where(gone, other.weight, draw.weight).astype(np.float32)
+            return sampler.mend(draw, np.where(gone, other.step_ids, draw.step_ids), weight)
 
 
 class Pipeline:
@@ -96,7 +137,7 @@ class Pipeline:
             while True:
                 started = time.perf_counter()
                 while len(self._waiting) < self._depth:
-                    drawn = sampler.draw_ahead(self._batch_size)
+                    drawn = self._planner.draw_ahead(self._batch_size)
                     self._waiting.append((drawn, self._planning.submit(self._plan, drawn)))
                 _, future = self._waiting[0]
                 draw, batch = future.result().result()
@@ -107,11 +148,10 @@ class Pipeline:
                 yield batch
                 del batch
         finally:
-            if self._pid != os.getpid():
-                return  # the threads are the parent's
-            self._planning.shutdown(wait=True, cancel_futures=True)
-            self._reading.shutdown(wait=True, cancel_futures=True)
-            sampler.recall([draw for draw, _ in self._waiting])
+            if self._pid == os.getpid():  # else the threads are the parent's
+                self._planning.shutdown(wait=True, cancel_futures=True)
+                self._reading.shutdown(wait=True, cancel_futures=True)
+                sampler.recall([draw for draw, _ in self._waiting])
 
     def _plan(self, draw: Draw) -> Future[tuple[Draw, Batch]]:
         draw, plan = self._planner.plan(draw)
@@ -119,7 +159,7 @@ class Pipeline:
         return self._reading.submit(self._fetch, draw, plan)
 
     def _fetch(self, draw: Draw, plan: WindowPlan) -> tuple[Draw, Batch]:
-        fetched = plan.fetch(self._buffers.take(plan.observations))
+        draw, plan, fetched = self._planner.fetch(draw, plan, self._buffers)
         batch = assemble(self._planner.sampler.store.spec, plan, fetched, draw.weight)
         tensors = to_tensors(batch, pin=self._device.type == "cuda")
         return draw, tensors if self._device.type == "cpu" else to_device(tensors, self._device)

@@ -9,6 +9,7 @@ import numpy as np
 from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.priority import SumTree, leaf_value
 from diskreplay.storage.layout import PRIORITY_BLOCK
+from diskreplay.storage.lookup import SegmentLookup
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,11 +51,12 @@ class SegmentPriorities:
         self._priority = np.zeros(0, np.float32)
         self._chunks = -(-self.steps // PRIORITY_BLOCK)
         self._dirty = np.zeros((0, self._chunks), np.bool_)
-        self._block_of: dict[int, int] = {}
+        self._block_of = SegmentLookup()
+        self._newest = -1
         self._free: list[int] = []
-        self._first, self._lookup = 0, np.zeros(0, np.int64)
         self._live = np.zeros(0, np.int64)
         self._version = -1
+        self._cuts = 0
         self._live_rows: dict[int, int] = {}
         access.refresh()
         self._restore()
@@ -75,7 +77,8 @@ class SegmentPriorities:
         if not np.array_equal(segments, self._live):
             self._match(segments)
             self._live = segments
-        blocks = self._lookup[segments - self._first]
+        self._take_in_cuts()
+        blocks = self._block_of.find(segments)
         for at in np.flatnonzero(self._rows[blocks] != rows).tolist():
             self._extend(int(blocks[at]), int(segments[at]), int(rows[at]))
         self._version = self.access.version
@@ -87,10 +90,8 @@ class SegmentPriorities:
             ValueError: If a step id is live but not that of a transition, or was never in the store.
         """
         segments, rows = step_ids // self.steps, step_ids % self.steps
-        place = segments - self._first
-        unknown = (step_ids < 0) | (place >= len(self._lookup))
-        inside = np.where((place >= 0) & ~unknown, place, 0)
-        blocks = np.where((place >= 0) & ~unknown, self._lookup[inside] if len(self._lookup) else -1, -1)
+        unknown = (step_ids < 0) | (segments > self._newest)
+        blocks = self._block_of.find(segments).astype(np.int64)
         live = blocks >= 0
         self.load(blocks[live])
         leaves = blocks * self.steps + rows
@@ -114,7 +115,8 @@ class SegmentPriorities:
     def forget(self) -> None:
         """Give every live transition the priority 1."""
         self.largest = np.float32(1.0)
-        for block in self._block_of.values():
+        for segment in self._block_of:
+            block = self._block_of[segment]
             self.tree.set_block(block, np.zeros(0))
             self._rows[block] = 0
         self._version = -1
@@ -136,14 +138,22 @@ class SegmentPriorities:
                 rows = self._rows[block] = min(len(priorities), self._live_rows.get(segment, rows))
                 priorities, trusted = priorities[:rows], False
             if len(priorities) != rows:
-                raise CorruptStoreError(f"{where}: {len(priorities)} priorities, the checkpoint counts {rows}")
+                raise CorruptStoreError(
+                    f"{where}: {len(priorities)} priorities, the checkpoint counts {rows}", segment=segment
+                )
+            if self.access.is_cut(segment):  # perhaps since this sampler's last commit
+                priorities, trusted = priorities.copy(), False
+                final = self.access.final_rows(segment)
+                priorities[final[final < rows]] = UNSAMPLED
             before = self.tree.block_totals()[block]
             self.tree.set_block(block, self._powers(priorities))
             self._priority[block * self.steps : block * self.steps + rows] = priorities
             after = self.tree.block_totals()[block]
             # pow() may differ in the last bit between processors, so not ==.
             if trusted and abs(after - before) > TOTALS_AGREE * max(after, before):
-                raise CorruptStoreError(f"{where}: priorities sum to {after}, the checkpoint to {before}")
+                raise CorruptStoreError(
+                    f"{where}: priorities sum to {after}, the checkpoint to {before}", segment=segment
+                )
 
     def collect(self, record: SamplerRecord) -> None:
         """Put into a record what changed since the last commit."""
@@ -165,7 +175,7 @@ class SegmentPriorities:
         if not sound:
             return False, why
         for segment, count in zip(*(column.tolist() for column in self.access.live_segments()), strict=True):
-            block = self._block_of.get(segment, -1)
+            block = self._block_of.get(segment)
             if block < 0 or self._rows[block] != count or self.segment[block] != segment:
                 return False, f"segment {segment} has {count} rows, its block {block} knows others"
             if not self.tree.is_loaded([block])[0]:
@@ -195,9 +205,10 @@ class SegmentPriorities:
             return
         self._reserve(int(places.max()) + 1)
         self.segment[places], self._rows[places] = segments, saved.rows[live]
-        self._block_of = dict(zip(segments.tolist(), places.tolist(), strict=True))
-        for place, total in zip(places.tolist(), saved.totals[live].tolist(), strict=True):
+        for segment, place, total in zip(segments.tolist(), places.tolist(), saved.totals[live].tolist(), strict=True):
+            self._block_of.add(segment, place)
             self.tree.set_block_total(place, total)
+        self._newest = int(segments.max())
         self._free = np.flatnonzero(self.segment < 0).tolist()
         if saved.state.get("alpha") != self.alpha:
             self.load(places, trusted=False)
@@ -219,13 +230,9 @@ class SegmentPriorities:
                     self._reserve(len(self.segment) + 1)
                     self._free.append(len(self.segment) - 1)
                 block = self._free.pop()
-                self._block_of[segment], self.segment[block] = block, segment
-        if len(segments):
-            self._first = int(segments[0])
-        last = max(self._first + len(self._lookup) - 1, int(segments[-1]) if len(segments) else -1)
-        self._lookup = np.full(last - self._first + 1, -1, np.int64)
-        for segment, block in self._block_of.items():
-            self._lookup[segment - self._first] = block
+                self._block_of.add(segment, block)
+                self.segment[block] = segment
+                self._newest = max(self._newest, segment)
 
     def _extend(self, block: int, segment: int, rows: int) -> None:
         """Give new rows of a block the largest priority; final rows none."""
@@ -238,6 +245,18 @@ class SegmentPriorities:
         self.tree.update_range(block, known, self._powers(priorities))
         self._rows[block] = rows
         self._dirty[block, known // PRIORITY_BLOCK : (rows - 1) // PRIORITY_BLOCK + 1] = True
+
+    def _take_in_cuts(self) -> None:
+        """Stop drawing rows that became episodes' ends because what followed them is lost."""
+        for segment in self.access.cuts(self._cuts):
+            self._cuts += 1
+            block = self._block_of.get(segment)
+            if block >= 0 and self._rows[block]:
+                self.load(np.array([block]))
+                row = int(self._rows[block]) - 1
+                self._priority[block * self.steps + row] = UNSAMPLED
+                self.tree.update(np.array([block * self.steps + row]), np.zeros(1))
+                self._dirty[block, row // PRIORITY_BLOCK] = True
 
     def _reserve(self, blocks: int) -> None:
         """Have room for so many blocks."""

@@ -34,6 +34,7 @@ from diskreplay.storage import layout
 from diskreplay.storage.durable import FileRecord
 from diskreplay.storage.fields import Compression, choose_coding
 from diskreplay.storage.locks import FileLock
+from diskreplay.storage.quarantine import put_quarantine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -223,6 +224,7 @@ class Committer:
                 counters = txn.counters()
                 alone = counters["commits"] == engine.seen["commits"]
                 self._put_streams(txn, jobs, counters)
+                put_quarantine(txn, engine, counters)
                 evicted = self._evict(txn, counters, self.capacity)
                 gone = self._gone(txn, evicted)
                 for _, record in records:
@@ -246,6 +248,7 @@ class Committer:
         """Do step 4: let the tables in memory say what the index says now."""
         engine = self.engine
         engine.metadata_changes = {}
+        engine.quarantine_changes = {}
         for job in jobs:
             job.stream.tails.remove(job.tail)
             engine.take_sealed(job.record)

@@ -17,6 +17,7 @@ from diskreplay.errors import (
     CorruptStoreError,
     FormatVersionError,
     ReplayError,
+    SpecMismatchError,
     StoreExistsError,
     StoreLockedError,
     StoreNotFoundError,
@@ -34,6 +35,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 MOST_SEGMENT_STEPS = 1 << 20
 MOST_SEGMENT_BYTES = 1 << 36
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,9 @@ def describe(
     if compression not in COMPRESSIONS:
         raise ValueError(f"compression must be one of {COMPRESSIONS}, got {compression!r}")
     check_durability(durability)
+    for leaf in (*spec.observation_leaves, *spec.action_leaves):
+        if len(leaf.name.encode()) > LONGEST_NAME:
+            raise SpecMismatchError(f"{leaf.name[:60]}…: a field's name has at most {LONGEST_NAME} bytes")
     steps = default_segment_steps(spec, limit.steps) if segment_steps is None else segment_steps
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_SEGMENT_STEPS:
         raise ValueError(f"segment_steps must be in [1, {MOST_SEGMENT_STEPS}], got {segment_steps!r}")

@@ -79,6 +79,9 @@ class Engine:
         self.metadata: dict[str, Any] = {}
         self.metadata_changes: dict[str, Any] = {}
         self.codings: dict[str, Coding] = self.residency.codings
+        self.quarantined: dict[int, str] = {}
+        self.quarantine_changes: dict[int, Any] = {}
+        self.cuts: list[int] = []
         self.episodes_sealed = 0
         self.steps_evicted = 0
         self.episodes_evicted = 0
@@ -243,9 +246,9 @@ class Engine:
         with self.index.read() as txn:
             counters = txn.counters()
             self.load_codings(txn)
-            joined = b"".join(record for _, record in txn.items("segments"))
-            for record in np.frombuffer(joined, layout.SEGMENT):
-                self._add_sealed(record)
+            joined = layout.records(b"".join(record for _, record in txn.items("segments")), layout.SEGMENT, "segments")
+            for record in joined:
+                self._add_sealed(record, counters)
             self._load_streams(txn)
             self.metadata = txn.json("meta", b"metadata") or {}
             self._see(counters)
@@ -259,14 +262,25 @@ class Engine:
                 segment = int(table.segment[slot])
                 if slot not in table.tails and segment not in alive:
                     self.drop(segment)
+        if counters["cuts"] != self.seen["cuts"]:
+            self._take_in_cuts(txn)
         first = layout.segment_key(int(self.seen["seals"]))
         for _, key in txn.items("seals", start=first):
             record = txn.array("segments", key, layout.SEGMENT)
             if record is not None:
-                self._add_sealed(record[0])
+                self._add_sealed(record[0], counters)
         self._load_streams(txn)
         self.metadata = {**(txn.json("meta", b"metadata") or {}), **self.metadata_changes}
         self._see(counters)
+
+    def _take_in_cuts(self, txn: Reading) -> None:
+        for key, payload in txn.items("segments"):
+            segment = int.from_bytes(key, "big")
+            cut = bool(layout.records(payload, layout.SEGMENT, f"segment {segment}")[0]["cut"])
+            if cut and segment in self.table and not self.table.cut[self.table.slot(segment)]:
+                self.table.cut_after(self.table.slot(segment))
+                self.cuts.append(segment)
+                self.episodes_sealed += 1
 
     def _see(self, counters: Any) -> None:
         self.seen = counters
@@ -288,11 +302,16 @@ class Engine:
         self.table.fill(slot, record)
         self.episodes_sealed += int(record["episodes"])
 
-    def _add_sealed(self, record: Any) -> None:
+    def _add_sealed(self, record: Any, counters: Any) -> None:
         segment = int(record["segment"])
         rows, ends = int(record["rows"]), int(record["ends"])
         last = int(record["last_end"])
-        if not (segment >= 0 and 0 < rows <= self.segment_steps and 0 <= ends <= rows and last < rows):
+        if not (
+            0 <= segment < counters["next_segment"]
+            and 0 < rows <= self.segment_steps
+            and 0 <= ends <= rows
+            and last < rows
+        ):
             raise CorruptStoreError(f"{self.root}: the index has an impossible record of segment {segment}")
         if segment not in self.table:
             slot = self.table.add(segment, int(record["stream"]), int(record["previous"]))

@@ -16,7 +16,7 @@ import numpy as np
 from numcodecs import Blosc, Zstd
 
 from diskreplay.errors import CorruptStoreError
-from diskreplay.storage import kernels, native
+from diskreplay.storage import kernels, layout, native
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,9 +115,12 @@ class Pieces:
             position, reason = divmod(status, 4)
             fd = int(self.fd[position])
             path = os.readlink(f"/proc/self/fd/{fd}") if os.path.isdir("/proc/self/fd") else f"fd {fd}"  # noqa: PTH112, PTH115
+            segment = layout.shard_segment(path)
             raise CorruptStoreError(
-                f"{path}: field {geometry.name}: the chunk at byte {int(self.offset[position])} {_REASONS[reason]}",
+                f"segment {segment}, field {geometry.name}: {path}: the chunk at byte {int(self.offset[position])} "
+                f"{_REASONS[reason]}",
                 path=path,
+                segment=segment,
             )
         if self.inline_at is not None:
             out.reshape(-1, *geometry.shape)[self.inline_at] = self.inline
@@ -206,10 +209,8 @@ def gather_python(pieces: Pieces, out: NDArray[np.uint8]) -> int:
             if google_crc32c.value(data[:-4]) != int(pieces.check[i]):
                 return i * 4 + kernels.DAMAGED
             try:
-                chunk = _decode(geometry.codec, data[:-4])
-            except RuntimeError:
-                return i * 4 + kernels.UNDECODABLE
-            if len(chunk) != geometry.chunk_bytes:
+                chunk = _decode(geometry, data[:-4])
+            except (RuntimeError, ValueError):
                 return i * 4 + kernels.UNDECODABLE
             held = {**dict(list(held.items())[-1:]), key: chunk}
         start = int(pieces.inner[i]) * size
@@ -217,9 +218,13 @@ def gather_python(pieces: Pieces, out: NDArray[np.uint8]) -> int:
     return -1
 
 
-def _decode(codec: int, data: bytes) -> bytes:
-    if codec == kernels.CODEC_ZSTD:
-        return bytes(Zstd().decode(data))
-    if codec == kernels.CODEC_LZ4:
-        return bytes(Blosc().decode(data))
-    return data
+def _decode(geometry: Geometry, data: bytes) -> bytes:
+    """Decode a chunk into as many bytes as it must have, whatever its header claims."""
+    if geometry.codec == kernels.CODEC_NONE:
+        chunk = data
+    else:
+        coder = Zstd() if geometry.codec == kernels.CODEC_ZSTD else Blosc()
+        chunk = bytes(coder.decode(data, out=bytearray(geometry.chunk_bytes)))
+    if len(chunk) != geometry.chunk_bytes:
+        raise ValueError("another length")
+    return chunk

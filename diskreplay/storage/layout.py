@@ -135,6 +135,12 @@ def shard_name(segment: int, dimensions: int) -> str:
     return ".".join(["c", str(segment), *["0"] * (dimensions - 1)])
 
 
+def shard_segment(path: str) -> int | None:
+    """Return the segment that a shard's path names; None if it is no shard's."""
+    parts = Path(path).name.split(".")
+    return int(parts[1]) if len(parts) > 1 and parts[0] == "c" and parts[1].isdecimal() else None
+
+
 def lock_path(root: Path, name: str) -> Path:
     """Return the path of a lock file."""
     return root / LOCKS / name
@@ -188,7 +194,15 @@ def open_array(value: bytes, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
     Raises:
         CorruptStoreError: If the checksum or the length does not match.
     """
-    payload = open_value(value, what)
+    return records(open_value(value, what), dtype, what)
+
+
+def records(payload: bytes, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
+    """Return a record without its checksum as a numpy array.
+
+    Raises:
+        CorruptStoreError: If its length does not fit.
+    """
     if len(payload) % dtype.itemsize:
         raise CorruptStoreError(f"index: the record of {what} has {len(payload)} bytes")
     return np.frombuffer(payload, dtype=dtype)

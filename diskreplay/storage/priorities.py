@@ -45,7 +45,7 @@ def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
     for key, payload in txn.items("sums", name.encode() + b"\0"):
         keys.append(key[-8:])
         values.append(payload)
-    sums = np.frombuffer(b"".join(values), layout.SUM)
+    sums = layout.records(b"".join(values), layout.SUM, f"sums of sampler {name!r}")
     segments = np.frombuffer(b"".join(keys), ">u8").astype(np.int64)
     return SamplerCheckpoint(state, segments, sums["total"], sums["place"], sums["rows"])
 
@@ -53,7 +53,8 @@ def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
 def load_priorities(txn: Reading, name: str, segment: int) -> NDArray[np.float32]:
     """Return the priorities of a segment's first rows; -1 where a row cannot be sampled."""
     prefix = name.encode() + b"\0" + layout.segment_key(segment)
-    return np.frombuffer(b"".join(p for _, p in txn.items("priorities", prefix)), np.float32)
+    joined = b"".join(payload for _, payload in txn.items("priorities", prefix))
+    return layout.records(joined, np.dtype(np.float32), f"priorities of segment {segment}")
 
 
 def sampler_segments(txn: Reading, name: str) -> Iterator[int]:

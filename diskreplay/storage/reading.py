@@ -14,7 +14,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.experience.n_step import n_step_return
-from diskreplay.storage import kernels
+from diskreplay.storage import kernels, layout
 from diskreplay.storage.gather import Geometry, Pieces
 
 if TYPE_CHECKING:
@@ -271,6 +271,7 @@ class Reader:
             raise CorruptStoreError(
                 f"{self.residency.root}: segment {segment}, field {name}: the shard's index points outside the file",
                 path=self.residency.root,
+                segment=segment,
             )
         return Pieces(geometry, slots.shape, fd, offset, length, inner, check, address)
 
@@ -302,7 +303,9 @@ class FileCache:
                 try:
                     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as err:
-                    raise CorruptStoreError(f"{name}: {err.strerror}", path=name) from err
+                    segment = layout.shard_segment(name)
+                    what = f"segment {segment}: {name}: {err.strerror}"
+                    raise CorruptStoreError(what, path=name, segment=segment) from err
         self._fds[name] = fd
         return fd
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,9 +33,10 @@ SHARE_OF_LIMIT = 2
 class OpenSegment:
     """The open shards of one segment; they close when the last plan that reads them is gone."""
 
-    __slots__ = ("checks", "fds", "indexes", "lengths")
+    __slots__ = ("checks", "fds", "indexes", "lengths", "segment")
 
-    def __init__(self, lengths: Mapping[str, int], checks: Mapping[str, NDArray[np.uint32]]) -> None:
+    def __init__(self, segment: int, lengths: Mapping[str, int], checks: Mapping[str, NDArray[np.uint32]]) -> None:
+        self.segment = segment
         self.lengths = dict(lengths)
         self.checks = dict(checks)
         self.fds: dict[str, int] = {}
@@ -85,15 +86,33 @@ class Residency:
             return
         with self.index.read() as txn:
             for slot in np.unique(missing).tolist():
-                segment = int(table.segment[slot])
-                episodes = txn.array("episodes", layout.segment_key(segment), layout.EPISODE)
-                if episodes is None or len(episodes) != table.n_ends[slot]:
-                    self._gone(segment, "its episodes are missing from the index")
-                    continue
-                ends = np.ascontiguousarray(episodes["end_row"])
-                if (np.diff(ends) <= 0).any() or ends[0] < 0 or ends[-1] >= table.rows[slot]:
-                    raise CorruptStoreError(f"{self.root}: segment {segment}: impossible episode ends")
-                table.hold_ends(slot, ends, np.ascontiguousarray(episodes["flags"]))
+                self._load_ends(txn, slot)
+
+    def _load_ends(self, txn: Reading, slot: int) -> None:
+        table, segment = self.table, int(self.table.segment[slot])
+        episodes = self._record(txn, "episodes", segment, layout.EPISODE)
+        if episodes is None:
+            self._gone(segment, "its episodes are missing from the index")
+            return
+        ends, flags = np.ascontiguousarray(episodes["end_row"]), np.ascontiguousarray(episodes["flags"])
+        if table.cut[slot] and len(ends) == table.n_ends[slot] - 1:  # not committed yet, or by a reader never
+            ends = np.append(ends, np.int32(table.rows[slot] - 1))
+            flags = np.append(flags, np.uint8(layout.INTERRUPTED | layout.CUT))
+        elif len(ends) == table.n_ends[slot] + 1 and flags[-1] & layout.CUT:
+            table.cut_after(slot)  # by another process
+        if len(ends) != table.n_ends[slot]:
+            self._gone(segment, "its episodes are missing from the index")
+            return
+        if (np.diff(ends) <= 0).any() or ends[0] < 0 or ends[-1] >= table.rows[slot]:
+            raise CorruptStoreError(f"{self.root}: segment {segment}: impossible episode ends", segment=segment)
+        table.hold_ends(slot, ends, flags)
+
+    def _record(self, txn: Reading, database: str, segment: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+        try:
+            return txn.array(database, layout.segment_key(segment), dtype)
+        except CorruptStoreError as err:
+            what = f"{self.root}: segment {segment}: {err}"
+            raise CorruptStoreError(what, path=self.root, segment=segment) from err
 
     def need_files(self, slots: NDArray[np.int32], names: Sequence[str]) -> list[object]:
         """Have these fields' shards of the slots open.
@@ -139,14 +158,15 @@ class Residency:
         segment = int(table.segment[slot])
         opened = self._open.get(slot)
         if opened is None:
-            key, counts = layout.segment_key(segment), self._chunks()
-            files = txn.array("files", key, layout.FILE)
-            checks = txn.array("checks", key, layout.CHECK)
+            counts = self._chunks()
+            files = self._record(txn, "files", segment, layout.FILE)
+            checks = self._record(txn, "checks", segment, layout.CHECK)
             if files is None or checks is None or len(files) != len(counts) or len(checks) != sum(counts):
                 self._gone(segment, "its files are missing from the index")
                 return
             parts = np.split(checks, np.cumsum(counts)[:-1])
             opened = OpenSegment(
+                segment,
                 dict(zip(self.fields, files["length"].tolist(), strict=True)),
                 dict(zip(self.fields, parts, strict=True)),
             )
@@ -161,7 +181,7 @@ class Residency:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            self._gone(segment, f"{path} is missing")
+            self._gone(segment, f"field {name}: {path} is missing")
             return
         except OSError as err:
             raise disk_error(err, path) from err
@@ -177,7 +197,8 @@ class Residency:
         coding, places = self.codings[name], self.table.by_field[name]
         expected, length = opened.lengths[name], os.fstat(fd).st_size
         if length != expected:
-            raise CorruptStoreError(f"{path}: {length} bytes, {expected} were committed", path=path)
+            what = f"segment {opened.segment}, field {name}: {path}: {length} bytes, {expected} were committed"
+            raise CorruptStoreError(what, path=path, segment=opened.segment)
         address = 0
         if coding.codec != "none":
             chunks = self.table.segment_steps // coding.chunk_steps
@@ -186,7 +207,11 @@ class Residency:
                 data = os.pread(fd, size, max(0, length - size))
             except OSError as err:
                 raise disk_error(err, path) from err
-            opened.indexes[name] = parse_shard_index(data, chunks, path)
+            try:
+                opened.indexes[name] = parse_shard_index(data, chunks, path)
+            except CorruptStoreError as err:
+                what = f"segment {opened.segment}, field {name}: {err}"
+                raise CorruptStoreError(what, path=path, segment=opened.segment) from err
             address = opened.indexes[name].ctypes.data
         places.index[slot], places.check[slot] = address, opened.checks[name].ctypes.data
         places.fd[slot], places.size[slot] = fd, length
@@ -203,7 +228,7 @@ class Residency:
                 f"segment {segment} was evicted by another process",
                 hint="Call store.refresh().",
             )
-        raise CorruptStoreError(f"{self.root}: segment {segment}: {what}", path=self.root)
+        raise CorruptStoreError(f"{self.root}: segment {segment}: {what}", path=self.root, segment=segment)
 
     def _make_room(self, files: int) -> None:
         self._budget = self._budget or file_budget()

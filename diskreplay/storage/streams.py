@@ -70,6 +70,9 @@ class Stream:
             self.last_segment = int(data["last_segment"])
             self.steps, self.episodes = int(data["steps"]), int(data["episodes"])
             self.taken = [int(segment) for segment in data.get("taken", [])]
-            return [int(segment) for segment in data["tails"]]
-        except (KeyError, TypeError, ValueError) as err:
+            tails = [int(segment) for segment in data["tails"]]
+            if not all(0 <= segment < 1 << 62 for segment in [*tails, *self.taken]):
+                raise ValueError("impossible segments")
+            return tails
+        except (KeyError, TypeError, ValueError, OverflowError) as err:
             raise CorruptStoreError(f"index: stream {self.number}: bad record {data!r}") from err

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diskreplay.errors import StepEvictedError
+from diskreplay.storage.layout import CUT, INTERRUPTED
+from diskreplay.storage.lookup import SegmentLookup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +31,7 @@ _COLUMNS = {
     "first_end": (np.int32, -1),
     "last_end": (np.int32, -1),
     "first_flags": (np.uint8, 0),
+    "cut": (np.bool_, False),
     "previous": (np.int32, -1),
     "following": (np.int32, -1),
     "ends_address": (np.int64, 0),
@@ -73,6 +76,7 @@ class SegmentTable:
     first_end: NDArray[np.int32]
     last_end: NDArray[np.int32]
     first_flags: NDArray[np.uint8]
+    cut: NDArray[np.bool_]
     previous: NDArray[np.int32]
     following: NDArray[np.int32]
     ends_address: NDArray[np.int64]
@@ -92,9 +96,7 @@ class SegmentTable:
         self.ends: dict[int, NDArray[np.int32]] = {}
         self.flags: dict[int, NDArray[np.uint8]] = {}
         self.tails: dict[int, Tail] = {}
-        self._slot_of: dict[int, int] = {}
-        self._lookup = np.full(64, -1, np.int32)
-        self._lookup_base = 0
+        self._slot_of = SegmentLookup()
 
     def __len__(self) -> int:
         return len(self._slot_of)
@@ -127,12 +129,11 @@ class SegmentTable:
         for name, (_, fill) in _COLUMNS.items():
             getattr(self, name)[slot] = fill
         self.segment[slot], self.stream[slot] = segment, stream
-        before = self._slot_of.get(previous, -1)
+        before = self._slot_of.get(previous)
         self.previous[slot] = before
         if before >= 0:
             self.following[before] = slot
-        self._slot_of[segment] = slot
-        self._note(segment, slot)
+        self._slot_of.add(segment, slot)
         self.version += 1
         return slot
 
@@ -142,7 +143,7 @@ class SegmentTable:
             self.rows[slot] = self.available[slot] = record["rows"]
         self.n_ends[slot] = record["ends"]
         self.first_end[slot], self.last_end[slot] = record["first_end"], record["last_end"]
-        self.first_flags[slot] = record["first_flags"]
+        self.first_flags[slot], self.cut[slot] = record["first_flags"], record["cut"]
         self.bytes_on_disk[slot] = record["bytes_on_disk"]
         self.version += 1
 
@@ -174,6 +175,20 @@ class SegmentTable:
         for table in self.by_field.values():
             table.base[slot] = 0
 
+    def ends_episode(self, slot: int) -> bool:
+        """Return whether a segment's last row is an episode's last."""
+        return bool(self.last_end[slot] == self.rows[slot] - 1)
+
+    def cut_after(self, slot: int) -> None:
+        """Make a sealed segment's last row the end of an interrupted episode: what followed is lost."""
+        row = int(self.rows[slot]) - 1
+        if not self.n_ends[slot]:
+            self.first_end[slot], self.first_flags[slot] = row, INTERRUPTED | CUT
+        self.n_ends[slot] += 1
+        self.last_end[slot], self.cut[slot] = row, True
+        self.drop_ends(slot)
+        self.version += 1
+
     def hold_ends(self, slot: int, ends: NDArray[np.int32], flags: NDArray[np.uint8]) -> None:
         """Keep a sealed segment's episode ends in memory."""
         self.ends[slot], self.flags[slot] = ends, flags
@@ -197,7 +212,6 @@ class SegmentTable:
         self.detach_tail(slot)
         self.segment[slot] = -1
         self.rows[slot] = self.available[slot] = self.n_ends[slot] = self.bytes_on_disk[slot] = 0
-        self._lookup[segment - self._lookup_base] = -1
         self._free.append(slot)
         self._free.sort(reverse=True)
         self.version += 1
@@ -205,9 +219,7 @@ class SegmentTable:
 
     def slots_of(self, step_ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return slot and row of each step id; slot -1 where its segment is not live."""
-        place = step_ids // self.segment_steps - self._lookup_base
-        inside = (place >= 0) & (place < len(self._lookup))
-        slots = np.where(inside, self._lookup[np.where(inside, place, 0)], -1).astype(np.int32)
+        slots = self._slot_of.find(step_ids // self.segment_steps)
         rows = (step_ids % self.segment_steps).astype(np.int32)
         return slots, rows
 
@@ -228,19 +240,6 @@ class SegmentTable:
             bad = int(step_ids[np.flatnonzero(~known)[0]])
             raise StepEvictedError(f"step id {bad} is not in the store: evicted, or never written")
         return slots, rows
-
-    def _note(self, segment: int, slot: int) -> None:
-        if not len(self._slot_of) - 1:
-            self._lookup_base = segment
-            self._lookup[:] = -1
-        if segment < self._lookup_base or segment - self._lookup_base >= len(self._lookup):
-            first = min(self._slot_of)
-            span = max(self._slot_of) - first + 1
-            self._lookup = np.full(max(64, 2 * span), -1, np.int32)
-            self._lookup_base = first
-            for known, where in self._slot_of.items():
-                self._lookup[known - first] = where
-        self._lookup[segment - self._lookup_base] = slot
 
     def _grow(self, size: int) -> None:
         for name, (_, fill) in _COLUMNS.items():

@@ -221,6 +221,8 @@ class Tail:
                 raise ValueError("it holds more rows than a segment")
             shapes = {field.name: field for field in self.fields}
             offset = 4 + size
+            if any(length < 0 for _, _, length in header["blobs"]):
+                raise ValueError("it has blobs of negative length")
             for name, codec, length in header["blobs"]:
                 blob = payload[offset : offset + length]
                 offset += length
@@ -229,8 +231,14 @@ class Tail:
                     continue
                 field = shapes.pop(name)
                 rows = count + (pending and (field.role == "observation" or name == EPISODE))
-                data = Zstd().decode(blob) if codec == "zstd" else blob
-                values = np.frombuffer(data, field.dtype).reshape((rows, *field.shape))
+                values = np.empty((rows, *field.shape), field.dtype)
+                raw = memoryview(values.reshape(-1).view(np.uint8).data)
+                if codec == "zstd":
+                    # Into memory of the size that the spec says, whatever the frame claims.
+                    if len(Zstd().decode(blob, out=raw)) != len(raw):
+                        raise ValueError(f"{name}: it decodes to another length")
+                else:
+                    raw[:] = blob
                 self.arrays[name][first : first + rows] = values
             if shapes:
                 raise ValueError(f"it lacks {sorted(shapes)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskreplay.errors import StepEvictedError
+from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.storage.priorities import SamplerCheckpoint, is_live, load_priorities, load_sampler, sampler_segments
 
 if TYPE_CHECKING:
@@ -60,6 +60,26 @@ class SamplerAccess:
         """Return the rows of a live segment that hold an episode's last observation and cannot be sampled."""
         return self._engine.reader.final_rows(segment)
 
+    def cuts(self, since: int) -> list[int]:
+        """Return the segments whose last row became an episode's end because what followed is lost; all but `since`."""
+        return self._engine.cuts[since:]
+
+    def is_cut(self, segment: int) -> bool:
+        """Return whether a live segment's last row is an episode's end only because what followed is lost."""
+        table = self._engine.table
+        return bool(table.cut[table.slot(segment)])
+
+    def can_sample(self, step_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which step ids are those of live transitions."""
+        table = self._engine.table
+        slots, rows = table.slots_of(step_ids)
+        live = slots >= 0
+        live[live] = rows[live] < table.rows[slots[live]]
+        for slot in np.unique(slots[live]).tolist():
+            here = slots == slot
+            live[here] &= ~np.isin(rows[here], self.final_rows(int(table.segment[slot])))
+        return live
+
     def load_sampler(self, sampler: str) -> SamplerCheckpoint | None:
         """Return what the sampler of that name committed last, or None. Cost: O(segments), not O(rows)."""
         with self._engine.index.read() as txn:
@@ -72,7 +92,11 @@ class SamplerAccess:
             StepEvictedError: If there are none because another process evicted the segment.
         """
         with self._engine.index.read() as txn:
-            priorities = load_priorities(txn, sampler, segment)
+            try:
+                priorities = load_priorities(txn, sampler, segment)
+            except CorruptStoreError as err:
+                what = f"{self.path}: segment {segment}: {err}"
+                raise CorruptStoreError(what, path=self.path, segment=segment) from err
             if not len(priorities) and not is_live(txn, segment):
                 raise StepEvictedError(f"segment {segment} was evicted by another process")
             return priorities
@@ -80,9 +104,11 @@ class SamplerAccess:
     def priorities(self, sampler: str) -> Iterator[NDArray[np.float32]]:
         """Yield the committed priorities of the transitions, a block a segment."""
         with self._engine.index.read() as txn:
-            for segment in sampler_segments(txn, sampler):
+            segments = list(sampler_segments(txn, sampler))
+        for segment in segments:
+            with self._engine.index.read() as txn:  # closed while the caller has the values
                 values = load_priorities(txn, sampler, segment)
-                yield values[values >= 0]
+            yield values[values >= 0]
 
     def join(self, name: str, participant: Participant, *, exclusive: bool = False) -> None:
         """Have a participant's state committed with the data; it takes the place of one of the same name.

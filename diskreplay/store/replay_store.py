@@ -25,8 +25,8 @@ from diskreplay.storage.creation import (
 from diskreplay.storage.durable import Disk, Durability
 from diskreplay.storage.engine import Engine
 from diskreplay.storage.index import Index
+from diskreplay.storage.quarantine import quarantine
 from diskreplay.storage.sequences import fetch_sequences
-from diskreplay.storage.verify import Problem, verify_store
 from diskreplay.store.access import SamplerAccess
 from diskreplay.store.stats import EpisodeTable, StoreStats, collect_stats, column, episode_table
 from diskreplay.store.windows import as_step_ids, assemble, check_window
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from diskreplay.storage.fields import Compression
     from diskreplay.storage.reading import Fetched, WindowPlan
+    from diskreplay.storage.verify import Problem
 
     Mode = Literal["r", "a"]
     Padding = Literal["first", "zeros"]
@@ -382,6 +383,20 @@ class ReplayStore:
         self._require_open()
         return collect_stats(self)
 
+    def quarantine(self, segment: int, why: str) -> bool:
+        """Leave a damaged segment out of all sampling, for good with the next commit; return whether it was there.
+
+        Its files stay where they are. In a store opened with mode="r" it lasts until the store is closed.
+        """
+        self._require_open()
+        with self._engine.lock:
+            return quarantine(self._engine, segment, why)
+
+    @property
+    def quarantined(self) -> dict[int, str]:
+        """Return the segments that this process found damaged and left out, and why."""
+        return dict(self._engine.quarantined)
+
     def sync(self) -> None:
         """Make what was committed survive a power cut too, if the store's durability is "process".
 
@@ -404,6 +419,8 @@ class ReplayStore:
     def verify(self) -> list[Problem]:
         """Compare catalogue, files, checksums and tails; return what is wrong. Cost: reads the whole store."""
         self._require_open()
+        from diskreplay.storage.verify import verify_store  # noqa: PLC0415  only who verifies waits for it
+
         return verify_store(self._engine)
 
     def close(self) -> None:

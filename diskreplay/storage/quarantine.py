@@ -1,0 +1,122 @@
+"""Leave a damaged segment out: of this process at once, of the store with the next commit.
+
+The segment before it in its stream loses the observation that followed its last row. So that row becomes the end of
+an interrupted episode, in the index alone (flag CUT): shards are never rewritten. The damaged segment's records stay,
+but for its entry in the catalogue, which moves to `quarantine`: `diskreplay repair` takes it back if its files are
+whole again, or sets it aside.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diskreplay.errors import CorruptStoreError, ReplayError
+from diskreplay.storage import layout
+from diskreplay.storage.fields import EPISODE, REWARD
+
+if TYPE_CHECKING:
+    from diskreplay.storage.engine import Engine
+    from diskreplay.storage.index import Writing
+
+
+def quarantine(engine: Engine, segment: int, why: str) -> bool:
+    """Leave a sealed segment out from now on; return whether it was there. Call with the engine's lock held.
+
+    A segment before it that turns out damaged too goes with it.
+    """
+    pending: list[tuple[int, str]] = [(segment, why)]
+    found = False
+    while pending:
+        bad, reason = pending.pop()
+        if bad not in engine.table or engine.table.slot(bad) in engine.table.tails:
+            continue
+        found = True
+        before = int(engine.table.previous[engine.table.slot(bad)])
+        engine.drop(bad)
+        engine.quarantined[bad] = reason
+        entry = None
+        if before >= 0 and before not in engine.table.tails and not engine.table.ends_episode(before):
+            ahead = int(engine.table.segment[before])
+            try:
+                entry = _cut_episode(engine, before)
+            except ReplayError as err:
+                pending.append((ahead, str(err)))
+            else:
+                engine.table.cut_after(before)
+                engine.episodes_sealed += 1
+                engine.cuts.append(ahead)
+        engine.quarantine_changes[bad] = entry
+    return found
+
+
+def put_quarantine(txn: Writing, engine: Engine, counters: Any) -> None:
+    """Make the quarantine of segments durable, in the transaction of a commit."""
+    for segment, entry in engine.quarantine_changes.items():
+        key = layout.segment_key(segment)
+        try:
+            records = txn.array("segments", key, layout.SEGMENT)
+        except CorruptStoreError:
+            continue  # it is the record itself: for `repair`
+        if records is None:
+            continue  # evicted meanwhile
+        record = records[0]
+        txn.put("quarantine", key, record.tobytes())
+        txn.delete("segments", key)
+        txn.delete("seals", layout.segment_key(int(record["seal"])))
+        for name, _ in list(txn.items("samplers")):
+            txn.delete("sums", layout.sum_key(name.decode(), segment))
+            txn.delete_prefix("priorities", name + b"\0" + key)
+        counters["transitions"] -= int(record["rows"]) - int(record["ends"])
+        counters["evictions"] += 1  # so that other processes drop it
+        if entry is not None:
+            put_cut(txn, int(record["previous"]), entry, counters)
+
+
+def put_cut(txn: Writing, segment: int, entry: Any, counters: Any) -> None:
+    """Make a segment's last row the end of an interrupted episode; `entry` is its EPISODE record."""
+    key = layout.segment_key(segment)
+    records = txn.array("segments", key, layout.SEGMENT)
+    episodes = txn.array("episodes", key, layout.EPISODE)
+    if records is None or episodes is None:
+        return
+    record = records.copy()[0]
+    row = int(record["rows"]) - 1
+    if record["last_end"] == row:
+        return
+    if not record["ends"]:
+        record["first_end"], record["first_flags"] = row, entry["flags"]
+    record["ends"] += 1
+    record["episodes"] += 1
+    record["last_end"], record["cut"] = row, 1
+    joined = np.concatenate([episodes, np.array([entry], layout.EPISODE)])
+    txn.put("segments", key, record.tobytes())
+    txn.put("episodes", key, joined.tobytes())
+    counters["transitions"] -= 1
+    counters["cuts"] += 1
+
+
+def _cut_episode(engine: Engine, slot: int) -> Any:
+    """Return the EPISODE record of the episode that a segment's last row is the end of, if nothing follows."""
+    table = engine.table
+    last = int(table.rows[slot]) - 1
+    first = int(_rows(engine, EPISODE, slot, last, last + 1)[0])
+    length, total, here, stop = 0, 0.0, slot, last
+    while here >= 0:
+        inside = first // engine.segment_steps == int(table.segment[here])
+        start = first % engine.segment_steps if inside else 0
+        length += stop - start
+        total += float(_rows(engine, REWARD, here, start, stop).sum(dtype=np.float64))
+        if inside:
+            break
+        here = int(table.previous[here])
+        stop = int(table.rows[here])
+    entry = np.zeros(1, layout.EPISODE)
+    entry[0] = (first, last, length, total, layout.INTERRUPTED | layout.CUT)
+    return entry[0]
+
+
+def _rows(engine: Engine, field: str, slot: int, start: int, stop: int) -> Any:
+    rows = np.arange(start, stop, dtype=np.int32)
+    return engine.reader.rows(field, np.full(len(rows), slot, np.int32), rows)
