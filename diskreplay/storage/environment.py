@@ -221,7 +221,8 @@ class Environment:
             try:
                 self._lmdb.reader_check()
                 self._reach()
-                with self._lmdb.begin(write=self.writable) as txn:
+                # In one transaction where that is possible; handles opened in a reading one would end with it.
+                with self._lmdb.begin(write=True) if self.writable else contextlib.nullcontext() as txn:
                     self._databases = {
                         name: self._lmdb.open_db(name.encode(), txn=txn, create=self.writable)
                         for name in layout.DATABASES

@@ -15,6 +15,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock
 
 _SYMBOLS = {
     "pread": (None, "pread64"),
@@ -48,6 +49,13 @@ def _register() -> bool:
 
 
 AVAILABLE = _register()
+
+# A child forked while a thread compiles would wait for ever for numba's lock, at its own first compiled call.
+os.register_at_fork(
+    before=global_compiler_lock.acquire,
+    after_in_parent=global_compiler_lock.release,
+    after_in_child=global_compiler_lock.release,
+)
 
 
 def _external(name: str, result: Any, *arguments: Any) -> Any:

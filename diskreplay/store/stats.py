@@ -58,6 +58,8 @@ class StoreStats:
     bytes_index: int
     bytes_raw: int
     compression_ratio: float
+    durability: str
+    quarantined: list[int]
     fields: dict[str, dict[str, Any]]
     reward: dict[str, float | int | None]
     episode_return: dict[str, float | int | None]
@@ -163,6 +165,8 @@ def collect_stats(store: ReplayStore) -> StoreStats:
         bytes_index=index,
         bytes_raw=raw_bytes,
         compression_ratio=raw_bytes / on_disk if on_disk else 0.0,
+        durability=store.durability,
+        quarantined=_quarantined(engine),
         fields=fields,
         reward={**rewards.to_json(), "nonzero_share": rewards.nonzero_share},
         episode_return=_summary(episodes.episode_return),
@@ -216,6 +220,12 @@ def _summary(values: NDArray[Any]) -> dict[str, float | int | None]:
     moments = Moments()
     moments.add(values)
     return {**moments.to_json(), "median": float(np.median(values)) if len(values) else None}
+
+
+def _quarantined(engine: Engine) -> list[int]:
+    with engine.index.read() as txn:
+        known = {int.from_bytes(key, "big") for key, _ in txn.items("quarantine")}
+    return sorted(known | set(engine.quarantined))
 
 
 def _field_sizes(engine: Engine) -> dict[str, int]:
