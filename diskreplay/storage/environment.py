@@ -37,6 +37,7 @@ from diskreplay.errors import (
     StoreLockedError,
 )
 from diskreplay.storage import layout
+from diskreplay.storage.filesystem import check_filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,6 +132,7 @@ class Environment:
         self._broken = False
         self._noted = 0
         self._checked_at = time.monotonic()
+        check_filesystem(path)
         if not create:
             self._check_length()
         self._open()
