@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 UNSAMPLED = np.float32(-1.0)
 TOTALS_AGREE = 1e-6
 REFRESHES = 3
+SPARSE, SPARSE_PLACES = 8, 1024
 
 
 class SegmentPriorities:
@@ -51,6 +52,7 @@ class SegmentPriorities:
         self._priority = np.zeros(0, np.float32)
         self._chunks = -(-self.steps // PRIORITY_BLOCK)
         self._dirty = np.zeros((0, self._chunks), np.bool_)
+        self._moved = np.zeros(0, np.bool_)
         self._block_of = SegmentLookup()
         self._newest = -1
         self._free: list[int] = []
@@ -162,12 +164,13 @@ class SegmentPriorities:
             start = block * size + chunk * PRIORITY_BLOCK
             stop = block * size + min((chunk + 1) * PRIORITY_BLOCK, int(self._rows[block]))
             record.blocks[int(self.segment[block]), chunk] = self._priority[start:stop].tobytes()
-        for block in np.flatnonzero(self._dirty.any(axis=1)).tolist():
+        for block in np.flatnonzero(self._dirty.any(axis=1) | self._moved).tolist():
             record.sums[int(self.segment[block])] = (float(totals[block]), block, int(self._rows[block]))
 
     def committed(self) -> None:
         """Hear that what was collected is durable."""
         self._dirty[:] = False
+        self._moved[:] = False
 
     def check_valid(self) -> tuple[bool, str]:
         """Return whether tree, priorities and store agree, and if not, how. Cost: O(rows loaded)."""
@@ -200,10 +203,16 @@ class SegmentPriorities:
         self._live_rows = dict(zip(*(column.tolist() for column in self.access.live_segments()), strict=True))
         fits = [self._live_rows.get(s, -1) >= r for s, r in zip(saved.segments.tolist(), saved.rows, strict=True)]
         live = np.array(fits, np.bool_)
+        moved = False
         segments, places = saved.segments[live], saved.places[live].astype(np.int64)
         if not len(segments):
             return
+        if places.min() < 0 or len(np.unique(places)) < len(places):
+            raise CorruptStoreError(f"{self.access.path}: sampler {self.name!r}: impossible places in the sum tree")
+        if places.max() >= max(SPARSE_PLACES, SPARSE * len(places)):  # most of a large store was evicted
+            places, moved = np.arange(len(places)), True
         self._reserve(int(places.max()) + 1)
+        self._moved[places] = moved
         self.segment[places], self._rows[places] = segments, saved.rows[live]
         for segment, place, total in zip(segments.tolist(), places.tolist(), saved.totals[live].tolist(), strict=True):
             self._block_of.add(segment, place)
@@ -221,7 +230,7 @@ class SegmentPriorities:
             block = self._block_of.pop(segment)
             self.tree.clear_block(block)
             self.segment[block], self._rows[block] = -1, 0
-            self._dirty[block] = False
+            self._dirty[block] = self._moved[block] = False
             self._free.append(block)
         self._free.sort(reverse=True)
         for segment in segments.tolist():
@@ -267,6 +276,7 @@ class SegmentPriorities:
         self.segment = np.concatenate([self.segment, np.full(blocks - have, -1, np.int64)])
         self._rows = np.concatenate([self._rows, np.zeros(blocks - have, np.int64)])
         self._dirty = np.concatenate([self._dirty, np.zeros((blocks - have, self._chunks), np.bool_)])
+        self._moved = np.concatenate([self._moved, np.zeros(blocks - have, np.bool_)])
         if len(self._priority) < blocks * self.steps:
             room = np.zeros(2 * blocks * self.steps, np.float32)
             room[: len(self._priority)] = self._priority

@@ -184,7 +184,16 @@ def read_description(path: Path) -> Description:
         raise StoreNotFoundError(f"{path}: no such store", path=path)
     if not path.is_dir() or (not (path / layout.INDEX).is_dir() and not layout.group_path(path).is_file()):
         raise StoreNotFoundError(f"{path}: not a replay store", path=path)
-    data = read_attributes(path)
+    return parse_description(path, read_attributes(path))
+
+
+def parse_description(path: Path, data: dict[str, Any]) -> Description:
+    """Read a store's description from the attributes of its group, or from the copy of them in the index.
+
+    Raises:
+        FormatVersionError: If it is of another format version.
+        CorruptStoreError: If it is damaged.
+    """
     version = data.get("format_version")
     if version != layout.FORMAT_VERSION:
         raise FormatVersionError(
@@ -194,7 +203,9 @@ def read_description(path: Path) -> Description:
     try:
         capacity = data["capacity"]
         steps, size = capacity["steps"], capacity["bytes"]
-        segment_steps = int(data["segment_steps"])
+        segment_steps = data["segment_steps"]
+        if not isinstance(segment_steps, int):
+            raise TypeError("segment_steps is no whole number")
         spec, durability = StepSpec.from_json(data["spec"]), data.get("durability", "power")
         if not 1 <= segment_steps <= MOST_SEGMENT_STEPS or data["compression"] not in COMPRESSIONS:
             raise ValueError("out of range")

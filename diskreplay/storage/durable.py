@@ -81,7 +81,8 @@ class Disk:
         # file: a shard belongs to a stream's writer, an array's zarr.json to the holder of the layout lock.
         partial = path.with_name(path.name + PARTIAL)
         try:
-            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            partial.unlink(missing_ok=True)  # and not truncated: it could be a link to something else
+            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
                 written = 0
                 while written < len(view):

@@ -73,6 +73,7 @@ class Coding:
         Raises:
             CorruptStoreError: If it is not one that this version writes.
         """
+        data = data if isinstance(data, dict) else {"not": "an object"}
         codec, steps = data.get("codec"), data.get("chunk_steps")
         if (
             codec not in ("zstd", "lz4", "none")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,10 +102,10 @@ class SegmentWriter:
             if rows < len(values):
                 values = values.copy()
                 values[rows:] = field.fill
-            array = self._array(field, segment)
+            array = self._array(field, codings[field.name], segment)
             key = f"{layout.STEPS}/{field.name}/{shard_name(segment, field)}"
             self._store.written.pop(key, None)
-            if (self.root / key).exists():
+            if os.path.lexists(self.root / key):
                 # zarr would read, and merge with, what an interrupted attempt has left.
                 self.disk.unlink(self.root / key)
             with _disk_errors(self.root / key):
@@ -152,7 +153,7 @@ class SegmentWriter:
         for field in self.fields:
             self.disk.sync_directory(layout.field_path(self.root, field.name))
 
-    def _array(self, field: Field, segment: int) -> Any:
+    def _array(self, field: Field, coding: Coding, segment: int) -> Any:
         array = self._arrays.get(field.name)
         needed = (segment + 1) * self.segment_steps
         if array is None or array.shape[0] < needed:
@@ -160,6 +161,7 @@ class SegmentWriter:
                 path = f"{layout.STEPS}/{field.name}"
                 with _disk_errors(self.root / path):
                     array = zarr.open_array(self._store, path=path, mode="r+", zarr_format=3)
+                    self._check_array(array, field, coding)
                     if array.shape[0] < needed:
                         length = max(array.shape[0], self.segment_steps)
                         while length < needed:
@@ -169,6 +171,20 @@ class SegmentWriter:
             array = array.with_config({"write_empty_chunks": True})
             self._arrays[field.name] = array
         return array
+
+    def _check_array(self, array: Any, field: Field, coding: Coding) -> None:
+        """Refuse an array that is not what the index says of the field: what it wrote could not be read."""
+        expected = {
+            "dtype": np.dtype(field.dtype),
+            "chunks": (coding.chunk_steps, *field.shape),
+            "shards": (self.segment_steps, *field.shape),
+            "compressors": (*_compressors(field, coding), Crc32cCodec()),
+            "filters": (),
+            "fill_value": field.fill,
+        }
+        wrong = [name for name, value in expected.items() if getattr(array, name) != value]
+        if wrong or array.shape[1:] != field.shape:
+            raise ValueError(f"its {', '.join(wrong) or 'shape'} is not what the index says")
 
 
 def shard_name(segment: int, field: Field) -> str:
