@@ -97,6 +97,11 @@ def _columns(ctx: click.Context, param: click.Parameter, pairs: tuple[str, ...])
     type=click.Choice(["auto", "zstd", "lz4", "none"]),
     help="New store: how large fields are compressed.  [default: auto]",
 )
+@click.option(
+    "--durability",
+    type=click.Choice(["power", "process"]),
+    help="New store: what commits survive; 'process' is faster, but a power cut may lose them.  [default: power]",
+)
 @click.option("--segment-steps", type=POSITIVE, metavar="N", help="New store: steps per segment.")
 @click.option(
     "--commit-every",

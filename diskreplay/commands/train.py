@@ -52,6 +52,7 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
     ("--checkpoint-every", "checkpoint_every", POSITIVE, "Updates between checkpoints."),
     ("--log-every", "log_every", POSITIVE, "Updates between lines of metrics.jsonl."),
     ("--prefetch", "prefetch", POSITIVE, "Batches drawn and read ahead."),
+    ("--on-corruption", "on_corruption", click.Choice(["raise", "skip"]), "Damage met: end, or leave the segment out."),
     ("--device", "device", str, "Where the network is: cpu or cuda."),
     ("--tensorboard/--no-tensorboard", "tensorboard", None, "Write TensorBoard events."),
 )
@@ -158,8 +159,10 @@ def _summary(report: TrainReport, out: Path) -> str:
     if report.eval_return_mean is not None:
         episodes = len(report.eval_returns)
         learned = f"mean greedy return {report.eval_return_mean:.4g} over {episodes} episodes"
+    skipped = len(report.quarantined)
+    left_out = f"; {skipped} damaged segment{'s' * (skipped != 1)} left out" if skipped else ""
     return (
         f"{report.updates:,} updates in {out}: {learned}; "
         f"{report.updates_per_second:,.0f} updates/s, "
-        f"{report.data_wait_share:.1%} of the time waiting for data"
+        f"{report.data_wait_share:.1%} of the time waiting for data{left_out}"
     )

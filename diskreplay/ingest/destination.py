@@ -30,7 +30,7 @@ def open_destination(
         spec: What the source's steps look like; must equal the store's. None takes an existing
             store's.
         metadata: For a new store; `env_id` and `preprocessing` must equal an existing store's.
-        create_options: `capacity`, `segment_steps`, `compression` for a new store; None for the
+        create_options: `capacity`, `segment_steps`, `compression`, `durability` for a new store; None for the
             store's defaults.
 
     Raises:
@@ -86,6 +86,7 @@ def _check_metadata(store: ReplayStore, metadata: Mapping[str, Any]) -> None:
 
 def _check_options(store: ReplayStore, options: Mapping[str, Any]) -> None:
     given = {"segment_steps": options.get("segment_steps", store.segment_steps)}
+    given["durability"] = options.get("durability", store.durability)
     given["capacity"] = parse_capacity(options["capacity"]) if "capacity" in options else None
     for key, value in given.items():
         if value is not None and value != getattr(store, key):

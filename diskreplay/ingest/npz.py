@@ -52,6 +52,7 @@ def ingest_npz(
     capacity: int | str | None = None,
     segment_steps: int | None = None,
     compression: str | None = None,
+    durability: str | None = None,
     seal: bool = True,
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -72,6 +73,7 @@ def ingest_npz(
         capacity: For a new store: see `ReplayStore.create`.
         segment_steps: For a new store, likewise.
         compression: For a new store, likewise.
+        durability: For a new store, likewise.
         seal: Turn everything into segments at the end.
         progress: Draw a bar on stderr.
         stop: Asked between episodes; once true, what was taken in is committed and reported.
@@ -97,6 +99,7 @@ def ingest_npz(
         capacity=capacity,
         segment_steps=segment_steps,
         compression=compression,
+        durability=durability,
     ) as store:
         cutter = cutter or _cut(archive, arrays, store.spec)
         total = int(cutter.lengths.sum())

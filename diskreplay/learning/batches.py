@@ -68,6 +68,7 @@ class Batches:
             frame_stack=config.frame_stack,
             prefetch=config.prefetch,
             device=config.device,
+            on_corruption=config.on_corruption,
         )
         self._iterator: Generator[Batch] | None = None
 
@@ -75,6 +76,11 @@ class Batches:
     def wait_seconds(self) -> float:
         """Return the seconds the run has waited for data: drawing in the learner's thread is waiting too."""
         return self._waited_before + self._loader.wait_seconds
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Return the damaged segments that were left out, and why."""
+        return self._loader.skipped
 
     def next(self) -> Batch:
         """Return the next batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diskreplay.learning.network import ACTIVATIONS, is_image
 
@@ -25,6 +25,7 @@ FREE_TO_CHANGE = frozenset(
         "checkpoint_every",
         "tensorboard",
         "prefetch",
+        "on_corruption",
         "device",
         "torch_threads",
     }
@@ -96,6 +97,7 @@ class TrainConfig:
         seed: Decides the network's start, the samples and the evaluation's episodes.
         device: Where the network and the batches are.
         prefetch: Batches drawn and read ahead.
+        on_corruption: What a damaged segment does: "raise" ends the run, "skip" leaves the segment out.
         torch_threads: Threads of one torch operation during the run. Small networks are fastest with 1. None:
             all that torch would use but one, which is left to the loader; torch's threads wait for each other,
             so one that must share its core holds up all.
@@ -133,6 +135,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "cpu"
     prefetch: int = 8
+    on_corruption: Literal["raise", "skip"] = "raise"
     torch_threads: int | None = 1
     log_every: int = 200
     eval_env: str | None = None
@@ -156,6 +159,7 @@ class TrainConfig:
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         for name in ("gamma", "alpha", "beta"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        _require(self.on_corruption in ("raise", "skip"), "on_corruption", self.on_corruption, "'raise' or 'skip'")
         _require(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {list(ACTIVATIONS)}")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         _require(all(size >= 1 for size in self.hidden), "hidden", self.hidden, "positive widths")

@@ -30,6 +30,7 @@ class TrainReport:
         data_wait_share: Share of that time in which the learner waited for data, in [0, 1].
         eval_return_mean: Mean greedy return of the final network; None if it was not evaluated.
         eval_returns: Return of each of those episodes.
+        quarantined: Segments that were found damaged and left out.
         interrupted: Whether the run was asked to stop before its end.
         seconds: Seconds this call took, all in all.
         out_dir: Folder with the checkpoint, metrics and curve.
@@ -40,6 +41,7 @@ class TrainReport:
     data_wait_share: float
     eval_return_mean: float | None
     eval_returns: list[float]
+    quarantined: list[int]
     interrupted: bool
     seconds: float
     out_dir: Path

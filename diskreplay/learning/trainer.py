@@ -169,6 +169,7 @@ class Trainer:
             data_wait_share=share,
             eval_return_mean=sum(returns) / len(returns) if returns else None,
             eval_returns=returns,
+            quarantined=sorted(self.batches.skipped),
             interrupted=self.updates < self.config.updates or not (evaluated or self._evaluator is None),
             seconds=whole.seconds,
             out_dir=self.folder,

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 UNKNOWN = "-"
+DURABILITY = {
+    "power": "power: commits survive power cuts",
+    "process": "process: commits survive the end of the process, not a power cut",
+}
 SUMMARIES = {
     "reward": "reward",
     "episode_return": "episode return",
@@ -52,7 +56,11 @@ def _head(stats: Mapping[str, Any]) -> list[str]:
         ("segments", f"{_count(stats['segments'])} of {stats.get('segment_steps') or 0:,} steps"),
         ("capacity", _capacity(stats.get("capacity"))),
         ("on disk", _sizes(stats)),
+        ("durability", DURABILITY.get(stats.get("durability") or "", UNKNOWN)),
     ]
+    if stats.get("quarantined"):
+        listed = ", ".join(str(segment) for segment in stats["quarantined"][:10])
+        rows.append(("quarantined", f"{len(stats['quarantined']):,} damaged segments are left out: {listed}"))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
