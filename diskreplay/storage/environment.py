@@ -8,7 +8,7 @@ full disk, no read-ahead), the translation of errors, and what LMDB does not do 
   child closes its copy and may open the store again by itself. Where that takes too long (a backup under way, a
   fork inside a transaction) the child's copy is never touched, and a new open says why it cannot be.
 - Past the end of its file a memory map is SIGBUS: the file is made as long as its meta page says. That it was cut
-  off is known from its noted length, a lower bound written beside it; LMDB never makes the file shorter.
+  off, or that LMDB fell back to its older meta page, is known from a note beside it (watermark.py).
 - A failed commit can leave it refusing everything: the environment is opened anew before it is used again.
 - A reader that died keeps pages from being used again: readers are checked at open and by committers, every 30 s.
 """
@@ -18,14 +18,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import struct
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import lmdb
 
 from diskreplay.errors import (
@@ -38,6 +37,7 @@ from diskreplay.errors import (
 )
 from diskreplay.storage import layout
 from diskreplay.storage.filesystem import check_filesystem
+from diskreplay.storage.watermark import Watermark, read_watermark, write_watermark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,6 @@ SMALLEST = 8192
 ROOM = 1 << 20
 FORK_PATIENCE_S = 5.0
 READER_CHECK_S = 30.0
-LENGTH = "length"
 _WALK = """
 import sys, lmdb
 env = lmdb.open(sys.argv[1], map_size=1 << 40, max_dbs=32, readonly=True, lock=False, lib_version=0)
@@ -111,6 +110,15 @@ class Gate:
             self._condition.notify_all()
 
 
+@dataclass
+class Transaction:
+    """An LMDB transaction, the databases, and whether it changes anything."""
+
+    lmdb: Any
+    databases: dict[str, Any]
+    changed: bool = False
+
+
 class Environment:
     """One LMDB environment.
 
@@ -118,9 +126,10 @@ class Environment:
         path: The folder of the index.
         create: Whether it is to be made.
         synced: Whether a commit is durable against power cuts.
+        checked: Whether an index that holds less than is noted of it is refused.
     """
 
-    def __init__(self, path: Path, *, create: bool, synced: bool) -> None:
+    def __init__(self, path: Path, *, create: bool, synced: bool, checked: bool = True) -> None:
         self.path = path
         self.data = path / "data.mdb"
         self.synced = synced
@@ -130,16 +139,21 @@ class Environment:
         self._lmdb: Any = None
         self._databases: dict[str, Any] = {}
         self._broken = False
-        self._noted = 0
+        self._noted = Watermark()
         self._checked_at = time.monotonic()
         check_filesystem(path)
         if not create:
-            self._check_length()
+            self._check_length(checked=checked)
         self._open()
+        if int(self._lmdb.info()["last_txnid"]) < self._noted.transaction:
+            self.close()
+            raise CorruptStoreError(
+                f"{self.data}: the index is not the newest that was committed: its last transaction is lost", path=path
+            )
 
     @contextlib.contextmanager
-    def transaction(self, *, write: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Yield an LMDB transaction and the databases; commit it at the end if it writes.
+    def transaction(self, *, write: bool) -> Iterator[Transaction]:
+        """Yield a transaction; commit it at the end if it writes.
 
         If committing fails, whether it counts can be unclear: what is written must be such that it can be written
         again.
@@ -147,16 +161,16 @@ class Environment:
         if self._broken:
             self._mend()
         with self.gate, translated(self.path):
-            txn = self._lmdb.begin(write=write)
+            txn = Transaction(self._lmdb.begin(write=write), self._databases)
             try:
-                yield txn, self._databases
+                yield txn
             except BaseException:
-                txn.abort()
+                txn.lmdb.abort()
                 raise
             if write:
                 self._commit(txn)
             else:
-                txn.abort()
+                txn.lmdb.abort()
 
     def copy(self, path: Path) -> None:
         """Write a compact copy of the index, of one moment, into an empty folder."""
@@ -176,20 +190,19 @@ class Environment:
         if self._lmdb is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._lmdb))
 
-    def _commit(self, txn: Any) -> None:
+    def _commit(self, txn: Transaction) -> None:
         # This transaction's own sync covers all that the file was when it began.
-        length = self.data.stat().st_size
+        mark = Watermark(self.data.stat().st_size, int(txn.lmdb.id()))
         try:
-            txn.commit()
+            txn.lmdb.commit()
         except lmdb.MapFullError:
             raise
         except lmdb.Error:
             self._broken = True
             raise
-        if length > self._noted:
-            self._noted = length
-            with contextlib.suppress(OSError):
-                write_length(self.path, length)
+        if txn.changed:  # else LMDB has not used its number, and another process may be about to
+            self._noted = mark
+            write_watermark(self.path, mark)
         if time.monotonic() - self._checked_at > READER_CHECK_S:
             self._checked_at = time.monotonic()
             self._lmdb.reader_check()
@@ -233,14 +246,16 @@ class Environment:
                 self.close()
                 raise
 
-    def _check_length(self) -> None:
+    def _check_length(self, *, checked: bool) -> None:
         if not self.data.is_file() or self.data.stat().st_size < SMALLEST:
             # LMDB would silently make a new, empty database of it.
             raise CorruptStoreError(f"{self.data}: the index is missing or cut off", path=self.path)
-        length, self._noted = self.data.stat().st_size, read_length(self.path)
-        if length < self._noted:
+        length = self.data.stat().st_size
+        if checked:
+            self._noted = read_watermark(self.path)
+        if length < self._noted.length:
             raise CorruptStoreError(
-                f"{self.data}: the index is cut off: {length} bytes, at least {self._noted} were committed",
+                f"{self.data}: the index is cut off: {length} bytes, at least {self._noted.length} were committed",
                 path=self.path,
             )
 
@@ -267,33 +282,13 @@ class Environment:
                 os.truncate(self.data, needed())
 
 
-def read_length(path: Path) -> int:
-    """Return the noted length of an index, which its file had at least; 0 if none is noted."""
-    with contextlib.suppress(OSError, struct.error):
-        data = (path / LENGTH).read_bytes()
-        length, check = struct.unpack("<QI", data[:12])
-        if check == google_crc32c.value(data[:8]):
-            return int(length)
-    return 0
-
-
-def write_length(path: Path, length: int) -> None:
-    """Note the length of an index. Not synced: an older note is a weaker bound, but no wrong one."""
-    data = struct.pack("<Q", length)
-    fd = os.open(path / LENGTH, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        os.pwrite(fd, data + struct.pack("<I", google_crc32c.value(data)), 0)
-    finally:
-        os.close(fd)
-
-
 _registry: dict[tuple[int, int], Environment] = {}
 _registry_lock = threading.Lock()
 _to_leave: list[tuple[tuple[int, int], Environment]] = []
 _closed_for_fork: list[Environment] = []
 
 
-def enter(path: Path, *, create: bool, synced: bool) -> tuple[tuple[int, int], Environment]:
+def enter(path: Path, *, create: bool, synced: bool, checked: bool = True) -> tuple[tuple[int, int], Environment]:
     """Return the process's environment of an index, and the key to give it back by."""
     data = path / "data.mdb"
     with _registry_lock:
@@ -305,7 +300,7 @@ def enter(path: Path, *, create: bool, synced: bool) -> tuple[tuple[int, int], E
             if known is not None:
                 known.handles += 1
                 return (status.st_dev, status.st_ino), known
-        environment = Environment(path, create=create, synced=synced)
+        environment = Environment(path, create=create, synced=synced, checked=checked)
         status = data.stat()
         key = (status.st_dev, status.st_ino)
         _registry[key] = environment

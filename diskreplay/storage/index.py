@@ -28,19 +28,20 @@ class Index:
         path: The index's folder.
         create: Whether it is to be made.
         synced: Whether a commit survives a power cut; the end of the process it always survives.
+        checked: Whether an index that holds less than is noted of it is refused; `repair` takes what is left.
 
     Raises:
         CorruptStoreError: If the index is missing, cut off or no LMDB file.
         FormatVersionError: If it was written by another LMDB format.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, synced: bool = True) -> None:
+    def __init__(self, path: Path, *, create: bool = False, synced: bool = True, checked: bool = True) -> None:
         self.path = path
         if create:
             path.mkdir()
         self._pid = os.getpid()
         self._environment: environment.Environment | None = None
-        self._key, self._environment = environment.enter(path, create=create, synced=synced)
+        self._key, self._environment = environment.enter(path, create=create, synced=synced, checked=checked)
 
     def close(self, *, wait: bool = True) -> None:
         """Close the handle; in a forked child there is nothing to close.
@@ -60,14 +61,14 @@ class Index:
     @contextlib.contextmanager
     def read(self) -> Iterator[Reading]:
         """Look at one consistent state of the index."""
-        with self._use().transaction(write=False) as (txn, databases):
-            yield Reading(txn, databases)
+        with self._use().transaction(write=False) as txn:
+            yield Reading(txn)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Writing]:
         """Change the index; all of it, durably, or nothing."""
-        with self._use().transaction(write=True) as (txn, databases):
-            yield Writing(txn, databases)
+        with self._use().transaction(write=True) as txn:
+            yield Writing(txn)
 
     def copy(self, path: Path) -> None:
         """Write a compact copy of the index, of one moment, into an empty folder."""
@@ -87,9 +88,10 @@ class Index:
 class Reading:
     """Typed look-ups in one transaction."""
 
-    def __init__(self, txn: Any, databases: dict[str, Any]) -> None:
-        self.txn = txn
-        self.databases = databases
+    def __init__(self, transaction: environment.Transaction) -> None:
+        self.transaction = transaction
+        self.txn = transaction.lmdb
+        self.databases = transaction.databases
 
     def get(self, database: str, key: bytes) -> bytes | None:
         """Return a record without its checksum, or None.
@@ -139,10 +141,12 @@ class Writing(Reading):
     def put(self, database: str, key: bytes, payload: bytes) -> None:
         """Write a record, with its checksum."""
         self.txn.put(key, layout.seal_value(payload), db=self.databases[database])
+        self.transaction.changed = True
 
     def put_json(self, database: str, key: bytes, data: dict[str, Any]) -> None:
         """Write a JSON record."""
         self.txn.put(key, layout.json_value(data), db=self.databases[database])
+        self.transaction.changed = True
 
     def put_counters(self, counters: Any) -> None:
         """Write the store's counters."""
@@ -150,7 +154,7 @@ class Writing(Reading):
 
     def delete(self, database: str, key: bytes) -> None:
         """Remove a record, if it is there."""
-        self.txn.delete(key, db=self.databases[database])
+        self.transaction.changed |= self.txn.delete(key, db=self.databases[database])
 
     def delete_prefix(self, database: str, prefix: bytes) -> int:
         """Remove every record whose key begins with `prefix`; return how many there were."""
@@ -159,4 +163,5 @@ class Writing(Reading):
         while cursor.set_range(prefix) and cursor.key().startswith(prefix):
             cursor.delete()
             removed += 1
+        self.transaction.changed |= removed > 0
         return removed

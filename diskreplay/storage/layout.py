@@ -9,7 +9,7 @@
                                   shard index at the end, little-endian (offset, nbytes) u64 pairs, crc32c
       steps/<field>/c.<s>.0...    shard of segment s; written once, renamed into place, never changed
       index.lmdb/                 LMDB (0.9 file format): the only truth about which shards count
-      index.lmdb/length           u64 LE, crc32c u32 LE: a lower bound of data.mdb's length; not synced
+      index.lmdb/watermark        length of data.mdb u64, newest transaction u64, crc32c u32 (LE): lower bounds
       locks/                      flock(2) files: stream-<n>, sampler-<name>, layout, store (shared by all who have
                                   the store open, exclusive for repair and for a change of durability)
       lost+found/                 what was set aside; nothing reads it

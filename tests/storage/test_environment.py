@@ -14,8 +14,9 @@ import pytest
 
 from diskreplay import CorruptStoreError, ReplayError, ReplayStore
 from diskreplay.storage import environment, layout
-from diskreplay.storage.environment import Gate, read_length, write_length
+from diskreplay.storage.environment import Gate
 from diskreplay.storage.index import Index
+from diskreplay.storage.watermark import NAME, Watermark, read_watermark, write_watermark
 from tests.conftest import fill
 
 
@@ -58,7 +59,7 @@ def test_an_index_that_is_cut_off_is_an_error_and_no_signal(closed, tmp_path, no
     """Past the end of the file a memory map is SIGBUS. Without its noted length some cuts show only later."""
     data = closed / layout.INDEX / "data.mdb"
     whole = data.read_bytes()
-    assert 0 < read_length(data.parent) <= len(whole)
+    assert 0 < read_watermark(data.parent).length <= len(whole)
     outcomes = []
 
     def look():
@@ -78,7 +79,7 @@ def test_an_index_that_is_cut_off_is_an_error_and_no_signal(closed, tmp_path, no
         shutil.copytree(closed, copy)
         os.truncate(copy / layout.INDEX / "data.mdb", size)
         if not noted:
-            (copy / layout.INDEX / environment.LENGTH).unlink()
+            (copy / layout.INDEX / NAME).unlink()
         outcomes.append(in_child(look))
         shutil.rmtree(copy)
     assert set(outcomes) <= ({0} if noted else {0, -signal.SIGABRT}), outcomes
@@ -89,7 +90,7 @@ def test_a_reader_who_may_not_write_is_safe_too(closed, monkeypatch):
     """It cannot make the file longer, so a process of its own looks first whether all of it is there."""
     data = closed / layout.INDEX / "data.mdb"
     whole = data.stat().st_size
-    (closed / layout.INDEX / environment.LENGTH).unlink()
+    (closed / layout.INDEX / NAME).unlink()
     monkeypatch.setattr(environment.os, "access", lambda *_: False)
     assert in_child(lambda: ReplayStore.open(closed).close()) == 0
     os.truncate(data, whole // 2)
@@ -101,14 +102,36 @@ def test_a_reader_who_may_not_write_is_safe_too(closed, monkeypatch):
     assert in_child(refused) == 0
 
 
-def test_the_noted_length(tmp_path):
-    """A damaged note is none."""
-    assert read_length(tmp_path) == 0
-    write_length(tmp_path, 4096)
-    assert read_length(tmp_path) == 4096
-    note = tmp_path / environment.LENGTH
+def test_the_note(tmp_path):
+    """A damaged one is none."""
+    assert read_watermark(tmp_path) == Watermark(0, 0)
+    write_watermark(tmp_path, Watermark(4096, 7))
+    assert read_watermark(tmp_path) == Watermark(4096, 7)
+    note = tmp_path / NAME
     note.write_bytes(b"\xff" + note.read_bytes()[1:])
-    assert read_length(tmp_path) == 0
+    assert read_watermark(tmp_path) == Watermark(0, 0)
+    write_watermark(tmp_path / "nowhere", Watermark(4096, 7))
+
+
+def test_a_damaged_newest_meta_page_is_no_silent_step_back(closed):
+    """LMDB would take the older one, and with it the state before the last commit."""
+    data = closed / layout.INDEX / "data.mdb"
+    pages = bytearray(data.read_bytes())
+    numbers = [int.from_bytes(pages[4096 * i + 144 : 4096 * i + 152], "little") for i in (0, 1)]
+    newest = numbers.index(max(numbers))
+    assert max(numbers) == read_watermark(data.parent).transaction
+    pages[4096 * newest + 144 : 4096 * newest + 152] = bytes(8)
+    data.write_bytes(pages)
+
+    def refused():
+        with pytest.raises(CorruptStoreError, match="not the newest"):
+            ReplayStore.open(closed)
+        index = Index(closed / layout.INDEX, checked=False)
+        with index.read() as txn:
+            assert txn.counters()["commits"] > 0
+        index.close()
+
+    assert in_child(refused) == 0
 
 
 def test_after_a_failed_commit_the_environment_is_opened_anew(closed, monkeypatch):
@@ -132,9 +155,13 @@ def test_after_a_failed_commit_the_environment_is_opened_anew(closed, monkeypatc
                 self.txn.abort()
                 raise lmdb.Error("mdb_txn_commit: Input/output error")
 
+        def fail(self, txn):
+            txn.lmdb = Failing(txn.lmdb)
+            real(self, txn)
+
         real = environment.Environment._commit
         with monkeypatch.context() as patch:
-            patch.setattr(environment.Environment, "_commit", lambda self, txn: real(self, Failing(txn)))
+            patch.setattr(environment.Environment, "_commit", fail)
             with pytest.raises(ReplayError, match="Input/output error"):
                 store.commit()
         store.commit()
