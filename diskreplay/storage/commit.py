@@ -32,6 +32,7 @@ import numpy as np
 from diskreplay.errors import ReplayError, StoreFullError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import FileRecord
+from diskreplay.storage.eviction import Capacity, evict_oldest, take_garbage
 from diskreplay.storage.fields import Compression, choose_coding
 from diskreplay.storage.locks import FileLock
 from diskreplay.storage.quarantine import put_quarantine
@@ -43,14 +44,6 @@ if TYPE_CHECKING:
     from diskreplay.storage.index import Writing
     from diskreplay.storage.streams import Stream
     from diskreplay.storage.tail import Tail
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """How much a store may hold; None: no limit of that kind."""
-
-    steps: int | None = None
-    size_bytes: int | None = None
 
 
 @dataclass
@@ -260,6 +253,7 @@ class Committer:
                     engine.release(stream)
         if alone:
             engine.seen = counters
+        self._swept.clear()
         self._forget(evicted, counters)
 
     def _forget(self, evicted: list[int], counters: Any) -> None:
@@ -332,60 +326,8 @@ class Committer:
         txn.put_json("streams", layout.stream_key(stream.number), stream.to_json(left))
 
     def _evict(self, txn: Writing, counters: Any, capacity: Capacity) -> list[int]:
-        """Take the oldest segments that are not pinned off the catalogue, as long as there is too much.
-
-        Counts and order are the index's own, so it does not matter which process commits.
-        """
-        for key, _ in list(txn.items("garbage")):
-            segment = int.from_bytes(key, "big")
-            if segment in self._swept:
-                txn.delete("garbage", key)
-                self._swept.discard(segment)
-            else:
-                self._garbage.add(segment)
-        evicted: list[int] = []
-        if not self._over(counters, capacity):
-            return evicted
-        pinned = {
-            int.from_bytes(key, "big")
-            for key, _ in txn.items("streams")
-            if (txn.json("streams", key) or {}).get("pinned")
-        }
-        start = b""
-        while self._over(counters, capacity):
-            item = next(txn.items("segments", start=start), None)
-            if item is None:
-                break
-            key, payload = item
-            start = key + b"\0"
-            record = np.frombuffer(payload, layout.SEGMENT)[0]
-            if int(record["stream"]) not in pinned:
-                evicted.append(int.from_bytes(key, "big"))
-                _take_off(txn, key, record, counters)
-        return evicted
-
-    @staticmethod
-    def _over(counters: Any, capacity: Capacity) -> bool:
-        return bool(
-            (capacity.steps is not None and counters["transitions"] > capacity.steps)
-            or (capacity.size_bytes is not None and counters["bytes_on_disk"] > capacity.size_bytes)
-        )
-
-
-def _take_off(txn: Writing, key: bytes, record: Any, counters: Any) -> None:
-    transitions = int(record["rows"]) - int(record["ends"])
-    counters["transitions"] -= transitions
-    counters["bytes_on_disk"] -= int(record["bytes_on_disk"])
-    counters["steps_evicted"] += transitions
-    counters["episodes_evicted"] += int(record["episodes"])
-    counters["evictions"] += 1
-    txn.delete("seals", layout.segment_key(int(record["seal"])))
-    for database in ("segments", "files", "checks", "episodes"):
-        txn.delete(database, key)
-    for name, _ in list(txn.items("samplers")):
-        txn.delete("sums", layout.sum_key(name.decode(), int.from_bytes(key, "big")))
-        txn.delete_prefix("priorities", name + b"\0" + key)
-    txn.put("garbage", key, b"")
+        self._garbage |= take_garbage(txn, self._swept)
+        return evict_oldest(txn, counters, capacity)
 
 
 def _put_sampler(txn: Writing, record: SamplerRecord, gone: Callable[[int], bool]) -> None:

@@ -24,8 +24,8 @@ from diskreplay.errors import (
 )
 from diskreplay.experience import StepSpec
 from diskreplay.storage import layout
-from diskreplay.storage.commit import Capacity
 from diskreplay.storage.durable import DURABILITIES, Disk, Durability, disk_error
+from diskreplay.storage.eviction import Capacity
 from diskreplay.storage.fields import COMPRESSIONS, Compression, default_segment_steps, fields_of
 from diskreplay.storage.index import Index
 from diskreplay.storage.locks import FileLock

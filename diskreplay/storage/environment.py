@@ -1,12 +1,8 @@
-"""LMDB environments: one a process and store, shared by every handle, at rest while the process forks.
+"""One LMDB environment.
 
 Owns the settings (the 0.9 engine, full sync unless the store's durability is "process", no writemap as it dies on a
 full disk, no read-ahead), the translation of errors, and what LMDB does not do for us:
 
-- It must not be opened twice in one process: handles share an environment, found by the file's device and inode.
-- What a child inherits, it can only close safely if no thread was inside: a fork waits until all are out, so the
-  child closes its copy and may open the store again by itself. Where that takes too long (a backup under way, a
-  fork inside a transaction) the child's copy is never touched, and a new open says why it cannot be.
 - Past the end of its file a memory map is SIGBUS: the file is made as long as its meta page says. That it was cut
   off, or that LMDB fell back to its older meta page, is known from a note beside it (watermark.py).
 - A failed commit can leave it refusing everything: the environment is opened anew before it is used again.
@@ -20,7 +16,6 @@ import ctypes
 import os
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,6 +32,7 @@ from diskreplay.errors import (
 )
 from diskreplay.storage import layout
 from diskreplay.storage.filesystem import check_filesystem
+from diskreplay.storage.gate import Gate
 from diskreplay.storage.watermark import Watermark, read_watermark, write_watermark
 
 if TYPE_CHECKING:
@@ -47,7 +43,7 @@ MAP_SIZE = 1 << 40
 MAX_READERS = 1024
 SMALLEST = 8192
 ROOM = 1 << 20
-FORK_PATIENCE_S = 5.0
+PATIENCE_S = 5.0
 READER_CHECK_S = 30.0
 _WALK = """
 import sys, lmdb
@@ -57,57 +53,6 @@ with env.begin() as txn:
         for key, value in txn.cursor(db=env.open_db(name, txn=txn, create=False)):
             len(key), sum(value[::4096])
 """
-
-
-class Gate:
-    """Let any number of threads in, as deep as they like; or close, once all are out."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
-        self._inside = 0
-        self._closed = False
-        self._local = threading.local()
-
-    @property
-    def depth(self) -> int:
-        """Return how deep this thread is inside."""
-        return getattr(self._local, "depth", 0)
-
-    def __enter__(self) -> None:
-        depth = self.depth
-        if not depth:
-            with self._condition:
-                while self._closed:
-                    self._condition.wait()
-                self._inside += 1
-        self._local.depth = depth + 1
-
-    def __exit__(self, *_: object) -> None:
-        self._local.depth = depth = self.depth - 1
-        if not depth:
-            with self._condition:
-                self._inside -= 1
-                self._condition.notify_all()
-
-    def close(self, patience: float) -> bool:
-        """Wait until nobody is inside, and let nobody in; return whether that came true in time."""
-        if self.depth:
-            return False
-        with self._condition:
-            if not self._condition.wait_for(lambda: not self._closed, patience):
-                return False
-            self._closed = True
-            if self._condition.wait_for(lambda: not self._inside, patience):
-                return True
-            self._closed = False
-            self._condition.notify_all()
-            return False
-
-    def open(self) -> None:
-        """Let threads in again."""
-        with self._condition:
-            self._closed = False
-            self._condition.notify_all()
 
 
 @dataclass
@@ -145,11 +90,7 @@ class Environment:
         if not create:
             self._check_length(checked=checked)
         self._open()
-        if int(self._lmdb.info()["last_txnid"]) < self._noted.transaction:
-            self.close()
-            raise CorruptStoreError(
-                f"{self.data}: the index is not the newest that was committed: its last transaction is lost", path=path
-            )
+        self._check_newest()
 
     @contextlib.contextmanager
     def transaction(self, *, write: bool) -> Iterator[Transaction]:
@@ -208,7 +149,7 @@ class Environment:
             self._lmdb.reader_check()
 
     def _mend(self) -> None:
-        if not self.gate.close(FORK_PATIENCE_S):
+        if not self.gate.close(PATIENCE_S):
             raise ReplayError(f"{self.path}: a commit failed, and the index cannot be opened again yet", path=self.path)
         try:
             if self._broken:
@@ -259,6 +200,13 @@ class Environment:
                 path=self.path,
             )
 
+    def _check_newest(self) -> None:
+        if int(self._lmdb.info()["last_txnid"]) < self._noted.transaction:
+            self.close()
+            raise CorruptStoreError(
+                f"{self.data}: the index is not the newest that was committed: its last transaction is lost", path=path
+            )
+
     def _reach(self) -> None:
         """Have the file reach as far as its meta page says."""
 
@@ -280,86 +228,6 @@ class Environment:
         with self._lmdb.begin(write=True):  # while we hold the write lock nobody makes it longer
             if self.data.stat().st_size < needed():
                 os.truncate(self.data, needed())
-
-
-_registry: dict[tuple[int, int], Environment] = {}
-_registry_lock = threading.Lock()
-_to_leave: list[tuple[tuple[int, int], Environment]] = []
-_closed_for_fork: list[Environment] = []
-
-
-def enter(path: Path, *, create: bool, synced: bool, checked: bool = True) -> tuple[tuple[int, int], Environment]:
-    """Return the process's environment of an index, and the key to give it back by."""
-    data = path / "data.mdb"
-    with _registry_lock:
-        while _to_leave:
-            _leave(*_to_leave.pop())
-        if data.exists():
-            status = data.stat()
-            known = _registry.get((status.st_dev, status.st_ino))
-            if known is not None:
-                known.handles += 1
-                return (status.st_dev, status.st_ino), known
-        environment = Environment(path, create=create, synced=synced, checked=checked)
-        status = data.stat()
-        key = (status.st_dev, status.st_ino)
-        _registry[key] = environment
-        return key, environment
-
-
-def leave(key: tuple[int, int], environment: Environment, *, wait: bool) -> None:
-    """Give an environment back; it closes with its last handle.
-
-    Args:
-        key: What `enter` returned.
-        environment: Likewise.
-        wait: Take part in the registry's lock. False in finalisers: the garbage collector may run them in the very
-            thread that holds it; whoever comes next then does it.
-    """
-    if not _registry_lock.acquire(blocking=wait):
-        _to_leave.append((key, environment))
-        return
-    try:
-        _leave(key, environment)
-    finally:
-        _registry_lock.release()
-
-
-def _leave(key: tuple[int, int], environment: Environment) -> None:
-    environment.handles -= 1
-    if not environment.handles:
-        _registry.pop(key, None)
-        environment.close()
-
-
-def _before_fork() -> None:
-    _registry_lock.acquire()
-    until = time.monotonic() + FORK_PATIENCE_S
-    _closed_for_fork[:] = [
-        environment for environment in _registry.values() if environment.gate.close(max(0.0, until - time.monotonic()))
-    ]
-
-
-def _after_fork_in_parent() -> None:
-    for environment in _closed_for_fork:
-        environment.gate.open()
-    _closed_for_fork.clear()
-    _registry_lock.release()
-
-
-def _after_fork_in_child() -> None:
-    for environment in _registry.values():
-        if environment in _closed_for_fork:
-            environment.close()
-        else:
-            environment.keep()
-    _closed_for_fork.clear()
-    _to_leave.clear()
-    _registry.clear()
-    _registry_lock.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The LMDB index: the only truth about what is committed. Typed look-ups and changes of its records.
 
-No user code, no file writing inside a write transaction. The environment behind it is in environment.py.
+No user code, no file writing inside a write transaction. environment.py is what is behind it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError
-from diskreplay.storage import environment, layout
+from diskreplay.storage import layout, sharing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from diskreplay.storage.environment import Environment, Transaction
 
 
 class Index:
@@ -40,18 +42,18 @@ class Index:
         if create:
             path.mkdir()
         self._pid = os.getpid()
-        self._environment: environment.Environment | None = None
-        self._key, self._environment = environment.enter(path, create=create, synced=synced, checked=checked)
+        self._environment: Environment | None = None
+        self._key, self._environment = sharing.enter(path, create=create, synced=synced, checked=checked)
 
     def close(self, *, wait: bool = True) -> None:
         """Close the handle; in a forked child there is nothing to close.
 
         Args:
-            wait: False in finalisers, see `environment.leave`.
+            wait: False in finalisers, see `sharing.leave`.
         """
         shared, self._environment = self._environment, None
         if shared is not None and self._pid == os.getpid():
-            environment.leave(self._key, shared, wait=wait)
+            sharing.leave(self._key, shared, wait=wait)
 
     @property
     def writable(self) -> bool:
@@ -74,7 +76,7 @@ class Index:
         """Write a compact copy of the index, of one moment, into an empty folder."""
         self._use().copy(path)
 
-    def _use(self) -> environment.Environment:
+    def _use(self) -> Environment:
         if self._environment is None:
             raise ReplayError(f"{self.path}: the store is closed", hint="Open it again.")
         if self._pid != os.getpid():
@@ -88,7 +90,7 @@ class Index:
 class Reading:
     """Typed look-ups in one transaction."""
 
-    def __init__(self, transaction: environment.Transaction) -> None:
+    def __init__(self, transaction: Transaction) -> None:
         self.transaction = transaction
         self.txn = transaction.lmdb
         self.databases = transaction.databases

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from diskreplay import CorruptStoreError, ReplayError, ReplayStore
-from diskreplay.storage import environment, layout
-from diskreplay.storage.environment import Gate
+from diskreplay.storage import environment, layout, sharing
+from diskreplay.storage.gate import Gate
 from diskreplay.storage.index import Index
 from diskreplay.storage.watermark import NAME, Watermark, read_watermark, write_watermark
 from tests.conftest import fill
@@ -267,7 +267,7 @@ def test_a_forked_child_opens_the_store_itself(make_store):
 
 def test_a_fork_that_cannot_wait_leaves_a_child_that_says_why(closed, monkeypatch):
     """Here the forking thread is itself inside a transaction."""
-    monkeypatch.setattr(environment, "FORK_PATIENCE_S", 0.1)
+    monkeypatch.setattr(sharing, "PATIENCE_S", 0.1)
     index = Index(closed / layout.INDEX)
 
     def child():

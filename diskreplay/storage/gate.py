@@ -1,0 +1,56 @@
+"""A gate that lets threads in, until it has to close: what a fork and a reopening wait at."""
+
+from __future__ import annotations
+
+import threading
+
+
+class Gate:
+    """Let any number of threads in, as deep as they like; or close, once all are out."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+        self._inside = 0
+        self._closed = False
+        self._local = threading.local()
+
+    @property
+    def depth(self) -> int:
+        """Return how deep this thread is inside."""
+        return getattr(self._local, "depth", 0)
+
+    def __enter__(self) -> None:
+        depth = self.depth
+        if not depth:
+            with self._condition:
+                while self._closed:
+                    self._condition.wait()
+                self._inside += 1
+        self._local.depth = depth + 1
+
+    def __exit__(self, *_: object) -> None:
+        self._local.depth = depth = self.depth - 1
+        if not depth:
+            with self._condition:
+                self._inside -= 1
+                self._condition.notify_all()
+
+    def close(self, patience: float) -> bool:
+        """Wait until nobody is inside, and let nobody in; return whether that came true in time."""
+        if self.depth:
+            return False
+        with self._condition:
+            if not self._condition.wait_for(lambda: not self._closed, patience):
+                return False
+            self._closed = True
+            if self._condition.wait_for(lambda: not self._inside, patience):
+                return True
+            self._closed = False
+            self._condition.notify_all()
+            return False
+
+    def open(self) -> None:
+        """Let threads in again."""
+        with self._condition:
+            self._closed = False
+            self._condition.notify_all()
