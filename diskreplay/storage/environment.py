@@ -204,7 +204,8 @@ class Environment:
         if int(self._lmdb.info()["last_txnid"]) < self._noted.transaction:
             self.close()
             raise CorruptStoreError(
-                f"{self.data}: the index is not the newest that was committed: its last transaction is lost", path=path
+                f"{self.data}: the index is not the newest that was committed: its last transaction is lost",
+                path=self.path,
             )
 
     def _reach(self) -> None:
