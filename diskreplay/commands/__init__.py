@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import click
 
+from diskreplay.commands.backup import backup
 from diskreplay.commands.ingest import ingest
 from diskreplay.commands.output import CommandGroup, print_version
+from diskreplay.commands.repair import repair
 from diskreplay.commands.stats import stats
 from diskreplay.commands.train import train
+from diskreplay.commands.verify import verify
 
 __all__ = ["main"]
 
@@ -37,5 +40,5 @@ def main() -> None:
     """
 
 
-for command in (ingest, train, stats):
+for command in (ingest, train, stats, verify, repair, backup):
     main.add_command(command)

@@ -9,19 +9,20 @@ import sys
 import threading
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
 from diskreplay.errors import ReplayError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from types import FrameType
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import FrameType, TracebackType
 
     Function = TypeVar("Function", bound=Callable[..., Any])
 
 EXIT_ERROR = 1
+EXIT_FINDINGS = 3
 
 
 class CommandGroup(click.Group):
@@ -76,6 +77,50 @@ def emit_json(result: Mapping[str, Any]) -> None:
 def emit_text(text: str) -> None:
     """Print a result as text; bytes of a path that are no UTF-8 become question marks."""
     click.echo(text.encode(errors="replace").decode())
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text in columns; the last may be as wide as it likes."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head) - 1)]
+    lines = []
+    for row in [head, *rows]:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return "\n".join(lines)
+
+
+class ByteBar:
+    """A progress bar over bytes, with its rate, on stderr; a context manager, called with (done, total).
+
+    Args:
+        what: What is being done.
+        visible: Draw it; never drawn where stderr is not a terminal.
+    """
+
+    def __init__(self, what: str, *, visible: bool) -> None:
+        self._what = what
+        self._visible = visible and sys.stderr.isatty()
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how far it is."""
+        if not self._visible:
+            return
+        if self._bar is None:
+            from tqdm import tqdm  # noqa: PLC0415 - costs time
+
+            self._bar = tqdm(total=total, desc=self._what, unit="B", unit_scale=True, leave=False)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 def note(message: str) -> None:

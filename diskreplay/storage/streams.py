@@ -73,6 +73,6 @@ class Stream:
             tails = [int(segment) for segment in data["tails"]]
             if not all(0 <= segment < 1 << 62 for segment in [*tails, *self.taken]):
                 raise ValueError("impossible segments")
-            return tails
         except (KeyError, TypeError, ValueError, OverflowError) as err:
             raise CorruptStoreError(f"index: stream {self.number}: bad record {data!r}") from err
+        return tails

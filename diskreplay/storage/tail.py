@@ -231,15 +231,7 @@ class Tail:
                     continue
                 field = shapes.pop(name)
                 rows = count + (pending and (field.role == "observation" or name == EPISODE))
-                values = np.empty((rows, *field.shape), field.dtype)
-                raw = memoryview(values.reshape(-1).view(np.uint8).data)
-                if codec == "zstd":
-                    # Into memory of the size that the spec says, whatever the frame claims.
-                    if len(Zstd().decode(blob, out=raw)) != len(raw):
-                        raise ValueError(f"{name}: it decodes to another length")
-                else:
-                    raw[:] = blob
-                self.arrays[name][first : first + rows] = values
+                self.arrays[name][first : first + rows] = _decoded(blob, codec, field, rows)
             if shapes:
                 raise ValueError(f"it lacks {sorted(shapes)}")
             if pending:
@@ -261,3 +253,14 @@ class Tail:
         self.ends[self.n_ends : stop] = episodes["end_row"]
         self.flags[self.n_ends : stop] = episodes["flags"]
         self.n_ends = stop
+
+
+def _decoded(blob: bytes, codec: str, field: Field, rows: int) -> NDArray[Any]:
+    """Return a blob's rows, decoded into memory of the size that the spec says, whatever the blob claims."""
+    values = np.empty((rows, *field.shape), field.dtype)
+    raw = memoryview(values.reshape(-1).view(np.uint8).data)
+    if codec != "zstd":
+        raw[:] = blob
+    elif len(Zstd().decode(blob, out=raw)) != len(raw):
+        raise ValueError(f"{field.name}: it decodes to another length")
+    return values

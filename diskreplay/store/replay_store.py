@@ -34,10 +34,11 @@ from diskreplay.store.writer import StreamWriter
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import ArrayLike, NDArray
 
+    from diskreplay.storage.backup import Backup
     from diskreplay.storage.fields import Compression
     from diskreplay.storage.reading import Fetched, WindowPlan
     from diskreplay.storage.verify import Problem
@@ -416,12 +417,32 @@ class ReplayStore:
             raise ValueError(f"transitions must be a whole number of at least 1, got {transitions!r}")
         return self._committer.evict(int(transitions))
 
-    def verify(self) -> list[Problem]:
-        """Compare catalogue, files, checksums and tails; return what is wrong. Cost: reads the whole store."""
+    def verify(self, *, quick: bool = False, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
+        """Compare the index, the files and the rows with each other; return what is wrong.
+
+        Holds no lock meanwhile. Rows that are not committed are not looked at.
+
+        Args:
+            quick: Read no file's contents.
+            progress: Told (bytes examined, bytes in all) as it goes.
+        """
         self._require_open()
         from diskreplay.storage.verify import verify_store  # noqa: PLC0415  only who verifies waits for it
 
-        return verify_store(self._engine)
+        return verify_store(self._engine, quick=quick, progress=progress)
+
+    def backup(self, dest: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None) -> Backup:
+        """Copy what is committed to a new store at `dest`, of one moment, whoever writes meanwhile.
+
+        On the same file system shards are linked, not copied.
+
+        Raises:
+            StoreExistsError: If there is something at `dest`.
+        """
+        self._require_open()
+        from diskreplay.storage.backup import backup_store  # noqa: PLC0415  only who needs it waits for it
+
+        return backup_store(self._engine, Path(dest), progress)
 
     def close(self) -> None:
         """Close writers and files. What was not committed is lost."""

@@ -6,7 +6,7 @@ import pytest
 
 from diskreplay.commands import main
 
-COMMANDS = ["ingest", "stats", "train"]
+COMMANDS = ["backup", "ingest", "repair", "stats", "train", "verify"]
 HEAVY = {"cv2", "gymnasium", "lmdb", "matplotlib", "numba", "numpy", "torch", "tqdm", "zarr"}
 
 
