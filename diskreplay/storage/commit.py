@@ -36,6 +36,7 @@ from diskreplay.storage.eviction import Capacity, evict_oldest, take_garbage
 from diskreplay.storage.fields import Compression, choose_coding
 from diskreplay.storage.locks import FileLock
 from diskreplay.storage.quarantine import put_quarantine
+from diskreplay.storage.tail import Running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -179,6 +180,8 @@ class Committer:
                 continue
             segments = engine.take_segments(stream, int(tail.pending))
             tail.pending, tail.closed = False, True
+            if segments and not tail.running.length:
+                tail.running = Running()  # it begins with the row that moves on
             engine.table.follow_tail(engine.table.slot(tail.segment), tail)
             for segment in segments:
                 new = engine.start_tail(stream, segment)

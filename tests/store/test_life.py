@@ -350,3 +350,18 @@ def test_sequences(make_store):
     assert found.mask.tolist() == [[True] * 4, [True, True, False, False], [True, True, False, False]]
     assert found.terminated[1].tolist() == [False, True, False, False]
     assert found.truncated[1:].tolist() == [[False] * 4, [False, True, False, False]]
+
+
+def test_an_episode_that_begins_with_a_sealed_away_row_keeps_its_first_step(make_store):
+    """seal() between reset() and the first step moves the pending row to a new segment: the episode begins there."""
+    store = make_store(segment_steps=16)
+    with store.writer("a") as writer:
+        flags = np.array([False, True])
+        writer.write_episode(np.zeros((3, 3), np.float32), [0, 0], [0.0, 0.0], flags, flags & False)
+        writer.reset(np.ones(3, np.float32))
+        store.seal()
+        assert writer.step(0, 1.0, True, False, np.zeros(3, np.float32)) == 16
+        store.commit()
+    assert store.episodes().first_step_id.tolist() == [0, 16]
+    assert store.read([16]).observation.tolist() == [[1.0, 1.0, 1.0]]
+    assert store.verify() == []

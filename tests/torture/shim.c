@@ -235,6 +235,15 @@ int fdatasync(int fd) { return fd_common(fd, SYNC, SYS_fdatasync, 0, 0, 0); }
 int syncfs(int fd) { return fd_common(fd, SYNCFS, SYS_syncfs, 0, 0, 0); }
 int ftruncate(int fd, off_t length) { return fd_common(fd, TRUNCATE, SYS_ftruncate, length, 0, 0); }
 int ftruncate64(int fd, off64_t length) { return fd_common(fd, TRUNCATE, SYS_ftruncate, length, 0, 0); }
+int truncate(const char *path, off_t length) {
+    int fd = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0);
+    if (fd < 0) return -1;
+    int result = ftruncate(fd, length), saved = errno;
+    syscall(SYS_close, fd);
+    errno = saved;
+    return result;
+}
+int truncate64(const char *path, off64_t length) { return truncate(path, length); }
 int fallocate(int fd, int mode, off_t offset, off_t length) {
     return fd_common(fd, ALLOCATE, SYS_fallocate, mode, offset, length);
 }
