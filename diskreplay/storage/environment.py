@@ -102,7 +102,7 @@ class Environment:
         if self._broken:
             self._mend()
         with self.gate, translated(self.path):
-            txn = Transaction(self._lmdb.begin(write=write), self._databases)
+            txn = Transaction(self._begin(write=write), self._databases)
             try:
                 yield txn
             except BaseException:
@@ -130,6 +130,13 @@ class Environment:
         """Make sure that it is never closed: in a child whose parent's threads were inside."""
         if self._lmdb is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._lmdb))
+
+    def _begin(self, *, write: bool) -> Any:
+        try:
+            return self._lmdb.begin(write=write)
+        except lmdb.ReadersFullError:  # perhaps by readers that are dead
+            self._lmdb.reader_check()
+            return self._lmdb.begin(write=write)
 
     def _commit(self, txn: Transaction) -> None:
         # This transaction's own sync covers all that the file was when it began.
