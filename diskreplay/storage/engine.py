@@ -290,7 +290,10 @@ class Engine:
     def drop(self, segment: int) -> int:
         """Forget an evicted segment; return the slot it had."""
         slot = self.table.slot(segment)
-        if slot not in self.table.tails:
+        if slot in self.table.tails:
+            stream = self.streams[int(self.table.stream[slot])]
+            stream.tails = [tail for tail in stream.tails if tail.segment != segment]
+        else:
             self.episodes_sealed -= int(self.table.n_ends[slot])
         self.residency.forget(slot)
         return self.table.remove(segment)
@@ -338,7 +341,6 @@ class Engine:
             if old.segment not in segments:
                 # Neither sealed nor in the index: its rows were never committed.
                 self.drop(old.segment)
-                stream.tails.remove(old)
         known = {tail.segment: tail for tail in stream.tails}
         previous = stream.last_segment
         for segment in segments:

@@ -31,6 +31,7 @@ from diskreplay.errors import (
     StoreLockedError,
 )
 from diskreplay.storage import layout
+from diskreplay.storage.durable import FULL, TOO_MANY, disk_error
 from diskreplay.storage.filesystem import check_filesystem
 from diskreplay.storage.gate import Gate
 from diskreplay.storage.watermark import Watermark, read_watermark, write_watermark
@@ -198,9 +199,9 @@ class Environment:
         if not self.data.is_file() or self.data.stat().st_size < SMALLEST:
             # LMDB would silently make a new, empty database of it.
             raise CorruptStoreError(f"{self.data}: the index is missing or cut off", path=self.path)
-        length = self.data.stat().st_size
         if checked:
-            self._noted = read_watermark(self.path)
+            self._noted = read_watermark(self.path)  # before the length, which others may be adding to
+        length = self.data.stat().st_size
         if length < self._noted.length:
             raise CorruptStoreError(
                 f"{self.data}: the index is cut off: {length} bytes, at least {self._noted.length} were committed",
@@ -238,32 +239,43 @@ class Environment:
                 os.truncate(self.data, needed())
 
 
+_MEANINGS: tuple[tuple[tuple[type[Exception], ...], type[ReplayError], str], ...] = (
+    ((lmdb.MapFullError,), StoreFullError, "the index is full"),
+    ((lmdb.DiskError,), StoreFullError, "the disk is full"),
+    ((lmdb.VersionMismatchError, lmdb.InvalidError), FormatVersionError, "no LMDB 0.9 index: {}"),
+    ((lmdb.CorruptedError, lmdb.PageNotFoundError), CorruptStoreError, "the index is damaged: {}"),
+    ((lmdb.NotFoundError,), CorruptStoreError, "the index lacks a table: {}"),
+    ((lmdb.ReadersFullError, lmdb.LockError), StoreLockedError, "the index is locked: {}"),
+    ((lmdb.ReadonlyError,), ReadOnlyError, "{}"),
+)
+
+
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Turn LMDB's errors into those of our own tree."""
     try:
         yield
-    except lmdb.MapFullError as err:
-        raise StoreFullError(f"{path}: the index is full", path=path) from err
-    except (lmdb.VersionMismatchError, lmdb.InvalidError) as err:
-        raise FormatVersionError(f"{path}: no LMDB 0.9 index: {err}", path=path) from err
-    except (lmdb.CorruptedError, lmdb.PageNotFoundError) as err:
-        raise CorruptStoreError(f"{path}: the index is damaged: {err}", path=path) from err
-    except (lmdb.ReadersFullError, lmdb.LockError) as err:
-        raise StoreLockedError(f"{path}: the index is locked: {err}", path=path) from err
-    except lmdb.NotFoundError as err:
-        raise CorruptStoreError(f"{path}: the index lacks a table: {err}", path=path) from err
-    except lmdb.ReadonlyError as err:
-        raise ReadOnlyError(f"{path}: {err}", path=path) from err
+    except OSError as err:
+        raise disk_error(err, path) from err
     except lmdb.Error as err:
-        if "already open" in str(err):
-            raise ReplayError(
-                f"{path}: a thread of the parent process was using the index when this process was forked",
-                path=path,
-                hint="Start the process with spawn or forkserver, or fork while no backup or verification runs.",
-            ) from err
-        with contextlib.suppress(OSError):
-            room = os.statvfs(path)
-            if room.f_bavail * room.f_frsize < ROOM:
-                raise StoreFullError(f"{path}: the disk is full", path=path) from err
-        raise ReplayError(f"{path}: {err}", path=path) from err
+        raise _meaning(err, path) from err
+
+
+def _meaning(err: Exception, path: Path) -> ReplayError:
+    for kinds, ours, text in _MEANINGS:
+        if isinstance(err, kinds):
+            return ours(f"{path}: {text.format(err)}", path=path)
+    for number in FULL | TOO_MANY:
+        if os.strerror(number) in str(err):
+            return disk_error(OSError(number, os.strerror(number)), path)
+    if "already open" in str(err):
+        return ReplayError(
+            f"{path}: a thread of the parent process was using the index when this process was forked",
+            path=path,
+            hint="Start the process with spawn or forkserver, or fork while no backup or verification runs.",
+        )
+    with contextlib.suppress(OSError):
+        room = os.statvfs(path)
+        if room.f_bavail * room.f_frsize < ROOM:
+            return StoreFullError(f"{path}: the disk is full", path=path)
+    return ReplayError(f"{path}: {err}", path=path)

@@ -184,3 +184,20 @@ def test_too_many_open_files_pass(make_store):
             assert len(other) == len(store)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_tail_that_was_sealed_and_evicted_unseen(make_store):
+    """This handle evicts what it only knows as the tail of another's stream."""
+    one = make_store(segment_steps=16, capacity=48)
+    with ReplayStore.open(one.path, mode="a") as two:
+        fill(one, episodes=1, length=5, stream="a", terminated=False)
+        one.commit()
+        two.refresh()
+        fill(one, episodes=1, length=20, stream="a", terminated=False)
+        one.commit()
+        fill(two, episodes=1, length=40, stream="b", terminated=False)
+        two.commit()
+        two.refresh()
+        one.refresh()
+        same_windows(one, two)
+        assert two.verify() == []
