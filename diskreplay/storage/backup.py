@@ -1,0 +1,229 @@
+"""Copy a store that is in use: one moment of the index, and exactly the shards that it names.
+
+The index is copied first, by LMDB itself: nothing else may open its files while it is in use. Shards are never
+rewritten, so a hard link is as good as a copy. Only eviction takes them away: where it was faster, the index is
+copied again, and what is new since is added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lmdb
+
+from diskreplay.errors import CorruptStoreError, ReplayError, StoreExistsError, StoreNotFoundError
+from diskreplay.storage import layout
+from diskreplay.storage.arrays import DOCUMENT
+from diskreplay.storage.durable import Disk, disk_error
+from diskreplay.storage.environment import MAP_SIZE, Transaction, translated
+from diskreplay.storage.index import Reading
+from diskreplay.storage.records import Catalogue, read_catalogue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diskreplay.storage.engine import Engine
+
+    Progress = Callable[[int, int], None]
+
+ATTEMPTS = 8
+NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP})
+
+
+@dataclass
+class Backup:
+    """What a backup holds.
+
+    Attributes:
+        path: The copy.
+        segments: Segments in it.
+        transitions: Steps in it that can be sampled.
+        bytes: Length of its shards.
+        linked, copied: Shards that share their bytes with the store's own, and that do not.
+        seconds: Wall time.
+    """
+
+    path: Path
+    segments: int = 0
+    transitions: int = 0
+    bytes: int = 0
+    linked: int = 0
+    copied: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def backup_store(engine: Engine, dest: Path, progress: Progress | None = None) -> Backup:
+    """Make a copy of what is committed; a store of its own, complete or not there at all.
+
+    Args:
+        engine: The open store's. Others may go on writing it.
+        dest: Where; nothing may be there yet.
+        progress: Told (bytes copied, bytes in all) as it goes.
+
+    Raises:
+        StoreExistsError: If there is something at `dest`.
+        StoreNotFoundError: If the folder it should lie in does not exist.
+        CorruptStoreError: If a shard is missing, and not because it was evicted.
+    """
+    began = time.monotonic()
+    dest = dest.absolute()
+    if dest.exists() or dest.is_symlink():
+        raise StoreExistsError(f"{dest}: exists already", path=dest, hint="Choose another path.")
+    if not dest.parent.is_dir():
+        raise StoreNotFoundError(f"{dest.parent}: no such folder", path=dest, hint="Make it first.")
+    if dest.resolve().is_relative_to(engine.root.resolve()):
+        raise ReplayError(f"{dest}: lies inside the store", path=dest, hint="Choose a path outside.")
+    partial = dest.with_name(f".{dest.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        done = _Copying(engine, partial, progress).run()
+        try:
+            partial.rename(dest)
+        except OSError as err:
+            raise StoreExistsError(f"{dest}: exists already", path=dest) from err
+        Disk().sync_directory(dest.parent)
+    except OSError as err:
+        raise disk_error(err, err.filename or partial) from err
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(partial)
+    done.path, done.seconds = dest, time.monotonic() - began
+    return done
+
+
+class _Copying:
+    def __init__(self, engine: Engine, partial: Path, progress: Progress | None) -> None:
+        self.engine = engine
+        self.partial = partial
+        self.progress = progress
+        self.out = Backup(partial)
+        self._have: dict[int, int] = {}
+
+    def run(self) -> Backup:
+        self.partial.mkdir()
+        for folder in (layout.LOCKS, layout.STEPS):
+            (self.partial / folder).mkdir()
+        for item in self.engine.fields:
+            layout.field_path(self.partial, item.name).mkdir()
+        for _ in range(ATTEMPTS):
+            catalogue = self._copy_index()
+            missing = self._copy_shards(catalogue)
+            if not missing:
+                break
+            self._require_evicted(missing)
+        else:
+            raise ReplayError(
+                f"{self.engine.root}: segments are evicted faster than they can be copied",
+                hint="Copy to the same file system, where a backup is made of links.",
+            )
+        self._remove_evicted(catalogue)
+        self._copy_documents()
+        Disk().sync_everything(self.partial)
+        return self.out
+
+    def _copy_index(self) -> Catalogue:
+        """Copy the index; return what the copy says."""
+        folder = self.partial / layout.INDEX
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+        folder.mkdir()
+        self.engine.index.copy(folder)
+        # Not as an Index: nobody else has this copy, and it may lie where no store should be used.
+        with translated(folder):
+            environment = lmdb.open(
+                str(folder), map_size=MAP_SIZE, max_dbs=len(layout.DATABASES) + 2, readonly=True, lock=False,
+                lib_version=0,
+            )  # fmt: skip
+            try:
+                with environment.begin() as txn:
+                    tables = {name: environment.open_db(name.encode(), txn, create=False) for name in layout.DATABASES}
+                    looking = Reading(Transaction(txn, tables))
+                    catalogue = read_catalogue(looking, self.engine.fields, self.engine.segment_steps)
+            finally:
+                environment.close()
+        if catalogue.problems:
+            problem = catalogue.problems[0]
+            raise CorruptStoreError(f"{problem.where}: {problem.what}", path=self.engine.root)
+        self.out.transitions = int(catalogue.counters["transitions"])
+        return catalogue
+
+    def _copy_shards(self, catalogue: Catalogue) -> list[tuple[int, Path]]:
+        """Copy what is not there yet; return the segments, and files, that are missing."""
+        sizes = {s: int(record["bytes_on_disk"]) for s, record in catalogue.segments.items()}
+        total, missing = sum(sizes.values()), []
+        for segment in sorted(sizes):
+            if segment in self._have:
+                continue
+            try:
+                for item in self.engine.fields:
+                    name = layout.shard_name(segment, 1 + len(item.shape))
+                    source = layout.field_path(self.engine.root, item.name) / name
+                    self._copy(source, layout.field_path(self.partial, item.name) / name)
+            except FileNotFoundError:
+                missing.append((segment, source))
+                continue
+            self._have[segment] = sizes[segment]
+            if self.progress is not None:
+                self.progress(sum(self._have.values()), total)
+        for segment in catalogue.quarantine:
+            for item in self.engine.fields:
+                name = layout.shard_name(segment, 1 + len(item.shape))
+                with contextlib.suppress(FileNotFoundError):
+                    self._copy(
+                        layout.field_path(self.engine.root, item.name) / name,
+                        layout.field_path(self.partial, item.name) / name,
+                    )
+        return missing
+
+    def _copy(self, source: Path, target: Path) -> None:
+        if target.exists():
+            return
+        try:
+            os.link(source, target)
+            self.out.linked += 1
+        except OSError as err:
+            if err.errno not in NO_LINKS:
+                raise
+            shutil.copyfile(source, target)
+            self.out.copied += 1
+
+    def _require_evicted(self, missing: list[tuple[int, Path]]) -> None:
+        """Make sure that what is missing was evicted since the index was copied.
+
+        Raises:
+            CorruptStoreError: If it was not.
+        """
+        with self.engine.index.read() as txn:
+            for segment, path in missing:
+                if txn.get("segments", layout.segment_key(segment)) is not None:
+                    raise CorruptStoreError(f"{path} is missing: there is nothing to copy", path=path)
+
+    def _remove_evicted(self, catalogue: Catalogue) -> None:
+        """Drop what an earlier attempt copied and the last copy of the index does not name any more."""
+        named = {*catalogue.segments, *catalogue.quarantine}
+        for item in self.engine.fields:
+            wanted = {layout.shard_name(segment, 1 + len(item.shape)) for segment in named}
+            for path in layout.field_path(self.partial, item.name).iterdir():
+                if path.name not in wanted:
+                    path.unlink()
+        self.out.segments = len(catalogue.segments)
+        self.out.bytes = sum(int(record["bytes_on_disk"]) for record in catalogue.segments.values())
+
+    def _copy_documents(self) -> None:
+        """Copy the zarr.json files, last: they may be ahead of the index, but not behind it."""
+        names = [DOCUMENT, f"{layout.STEPS}/{DOCUMENT}"]
+        names += [f"{layout.STEPS}/{item.name}/{DOCUMENT}" for item in self.engine.fields]
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # no arrays before the first segment
+                shutil.copyfile(self.engine.root / name, self.partial / name)
