@@ -22,7 +22,7 @@ from diskreplay.commands.output import (
 )
 
 if TYPE_CHECKING:
-    from diskreplay.storage.repair import RepairPlan
+    from diskreplay.storage.upkeep.repair import RepairPlan
 
 
 @click.command()
@@ -46,7 +46,7 @@ def repair(store: Path, *, yes: bool, rebuild_index: bool, as_json: bool, quiet:
         diskreplay repair cartpole.replay
         diskreplay repair cartpole.replay --yes --json
     """
-    from diskreplay.storage.repair import Repaired, apply, plan_repair
+    from diskreplay.storage.upkeep.repair import Repaired, apply, plan_repair
 
     with ByteBar("examine", visible=not quiet) as bar:
         plan = plan_repair(store, rebuild_index=rebuild_index, progress=bar)

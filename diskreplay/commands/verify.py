@@ -21,7 +21,7 @@ from diskreplay.commands.output import (
 )
 
 if TYPE_CHECKING:
-    from diskreplay.storage.verify import Verification
+    from diskreplay.storage.upkeep.verify import Verification
 
 
 @click.command()
@@ -40,7 +40,7 @@ def verify(store: Path, *, quick: bool, as_json: bool, quiet: bool) -> None:
         diskreplay verify cartpole.replay
         diskreplay verify cartpole.replay --quick --json
     """
-    from diskreplay.storage.verify import verify_path
+    from diskreplay.storage.upkeep.verify import verify_path
 
     with ByteBar("verify", visible=not quiet) as bar:
         found = verify_path(store, quick=quick, progress=bar)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from diskreplay.errors import ReplayError, StoreFullError
+from diskreplay.errors import CorruptStoreError, ReplayError, StoreFullError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import FileRecord
 from diskreplay.storage.eviction import Capacity, evict_oldest, take_garbage
@@ -195,6 +195,9 @@ class Committer:
             with engine.index.read() as txn:
                 if engine.load_codings(txn):
                     return
+                if txn.counters()["seals"]:
+                    # Making the arrays anew would remove the shards that are there.
+                    raise CorruptStoreError(f"{engine.root}: the index has lost how the fields are coded")
             tail = jobs[0].tail
             codings = {
                 item.name: choose_coding(

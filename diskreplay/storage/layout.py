@@ -12,7 +12,8 @@
       index.lmdb/watermark        length of data.mdb u64, newest transaction u64, crc32c u32 (LE): lower bounds
       locks/                      flock(2) files: stream-<n>, sampler-<name>, layout, store (shared by all who have
                                   the store open, exclusive for repair and for a change of durability)
-      lost+found/                 what was set aside; nothing reads it
+      lost+found/                 what was set aside; nothing reads it: steps/<field>/<shard> by a stream's next writer;
+                                  <time>-<pid>/{report.json, index/<database>/<key in hex>, ...} by repair
 
 Fields: one per leaf of the observation and the action, and
     reward f32, terminated bool, truncated bool   what followed the action of the row

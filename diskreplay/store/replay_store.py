@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from diskreplay.storage.backup import Backup
     from diskreplay.storage.fields import Compression
     from diskreplay.storage.reading import Fetched, WindowPlan
-    from diskreplay.storage.verify import Problem
+    from diskreplay.storage.upkeep.backup import Backup
+    from diskreplay.storage.upkeep.verify import Problem
 
     Mode = Literal["r", "a"]
     Padding = Literal["first", "zeros"]
@@ -427,7 +427,7 @@ class ReplayStore:
             progress: Told (bytes examined, bytes in all) as it goes.
         """
         self._require_open()
-        from diskreplay.storage.verify import verify_store  # noqa: PLC0415  only who verifies waits for it
+        from diskreplay.storage.upkeep.verify import verify_store  # noqa: PLC0415  only who verifies waits for it
 
         return verify_store(self._engine, quick=quick, progress=progress)
 
@@ -440,7 +440,7 @@ class ReplayStore:
             StoreExistsError: If there is something at `dest`.
         """
         self._require_open()
-        from diskreplay.storage.backup import backup_store  # noqa: PLC0415  only who needs it waits for it
+        from diskreplay.storage.upkeep.backup import backup_store  # noqa: PLC0415  only who needs it waits for it
 
         return backup_store(self._engine, Path(dest), progress)
 

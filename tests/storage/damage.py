@@ -9,7 +9,7 @@ import numpy as np
 from diskreplay import PrioritizedSampler, ReplayStore, UniformSampler
 from diskreplay.storage import layout
 from diskreplay.storage.index import Index
-from diskreplay.storage.repair import apply, plan_repair
+from diskreplay.storage.upkeep.repair import apply, plan_repair
 from tests.conftest import fill
 
 STEPS = 16

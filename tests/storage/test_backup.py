@@ -12,7 +12,7 @@ import pytest
 
 from diskreplay import CorruptStoreError, PrioritizedSampler, ReplayStore
 from diskreplay.errors import ReplayError, StoreExistsError, StoreNotFoundError
-from diskreplay.storage.repair import plan_repair
+from diskreplay.storage.upkeep.repair import plan_repair
 from tests.conftest import fill
 from tests.storage.damage import check, priorities, rows, shard, verify
 
@@ -118,7 +118,7 @@ def test_backups_while_others_write_and_evict(make_store, tmp_path):
 
 def test_segments_evicted_after_the_index_was_copied(store, tmp_path, monkeypatch):
     """The index is copied again, and what is new since is added."""
-    from diskreplay.storage import backup
+    from diskreplay.storage.upkeep import backup
 
     copied = []
     original = backup._Copying._copy_index

@@ -12,7 +12,7 @@ from diskreplay import CorruptStoreError, ReplayError, ReplayStore, StoreLockedE
 from diskreplay.errors import StoreNotFoundError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import Disk
-from diskreplay.storage.repair import apply, plan_repair, repair_store
+from diskreplay.storage.upkeep.repair import apply, plan_repair, repair_store
 from tests.conftest import fill
 from tests.storage.damage import STEPS, build, check, flip, priorities, raw, rows, shard, spoil, verify
 
@@ -42,7 +42,7 @@ def path(sound, tmp_path):
 def _walk_seldom(request, monkeypatch):
     """Spare the tests that do not damage the index itself the process that walks it."""
     if not any(word in request.node.name for word in ("index", "rebuild", "interrupted")):
-        monkeypatch.setattr("diskreplay.storage.repair.probe", lambda _: "")
+        monkeypatch.setattr("diskreplay.storage.upkeep.repair.probe", lambda _: "")
 
 
 @pytest.fixture
@@ -502,7 +502,7 @@ def test_an_index_older_than_what_was_committed(path, before):
     data.write_bytes(older + newer[len(older) :])
     with pytest.raises(CorruptStoreError):
         ReplayStore.open(path)
-    from diskreplay.storage.verify import verify_path
+    from diskreplay.storage.upkeep.verify import verify_path
 
     assert not verify_path(path).sound
     done, left = after_repair(path)

@@ -12,7 +12,7 @@ import pytest
 from diskreplay import PrioritizedSampler, ReplayStore
 from diskreplay.errors import StoreNotFoundError
 from diskreplay.storage import layout
-from diskreplay.storage.verify import verify_path
+from diskreplay.storage.upkeep.verify import verify_path
 from tests.conftest import fill
 from tests.storage.damage import STEPS, build, flip, raw, shard, spoil, verify
 
@@ -37,7 +37,7 @@ def path(sound, tmp_path):
 def _walk_seldom(request, monkeypatch):
     """Spare the tests that do not damage the index itself the process that walks it."""
     if "index" not in request.node.name:
-        monkeypatch.setattr("diskreplay.storage.verify.probe", lambda _: "")
+        monkeypatch.setattr("diskreplay.storage.upkeep.verify.probe", lambda _: "")
 
 
 def forge(path, database, key, change):

@@ -9,9 +9,9 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
-from diskreplay.storage.mending_draft import Draft
-from diskreplay.storage.records import raw_items
-from diskreplay.storage.sampled import (
+from diskreplay.storage.upkeep.mending_draft import Draft
+from diskreplay.storage.upkeep.records import raw_items
+from diskreplay.storage.upkeep.sampled import (
     UNSAMPLED,
     Priorities,
     Rows,

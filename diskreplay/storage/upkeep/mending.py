@@ -13,14 +13,20 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
-from diskreplay.storage.arrays import DOCUMENT, array_documents, array_problems, coding_of, read_document
-from diskreplay.storage.leftovers import candidates
-from diskreplay.storage.mending_draft import Draft, Loss, Mended
-from diskreplay.storage.mending_priorities import mend_samplers
-from diskreplay.storage.mending_segments import cut_episodes, link_segments, mend_seals, mend_segments, put_segments
-from diskreplay.storage.mending_tails import count_the_rest, drop_tail_records, mend_streams, put_streams
 from diskreplay.storage.segments import FIRST_SEGMENTS
-from diskreplay.storage.shards import ShardExaminer
+from diskreplay.storage.upkeep.arrays import DOCUMENT, array_documents, array_problems, coding_of, read_document
+from diskreplay.storage.upkeep.leftovers import candidates
+from diskreplay.storage.upkeep.mending_draft import Draft, Loss, Mended
+from diskreplay.storage.upkeep.mending_priorities import mend_samplers
+from diskreplay.storage.upkeep.mending_segments import (
+    cut_episodes,
+    link_segments,
+    mend_seals,
+    mend_segments,
+    put_segments,
+)
+from diskreplay.storage.upkeep.mending_tails import count_the_rest, drop_tail_records, mend_streams, put_streams
+from diskreplay.storage.upkeep.shards import ShardExaminer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from diskreplay.storage import layout
-from diskreplay.storage.marks import Run, is_cut
-from diskreplay.storage.records import Catalogue, read_catalogue
-from diskreplay.storage.sampled import Rows
+from diskreplay.storage.upkeep.marks import Run, is_cut
+from diskreplay.storage.upkeep.records import Catalogue, read_catalogue
+from diskreplay.storage.upkeep.sampled import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import PARTIAL
-from diskreplay.storage.records import ORPHAN, Catalogue, Problem, read_catalogue
+from diskreplay.storage.upkeep.records import ORPHAN, Catalogue, Problem, read_catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,10 +9,10 @@ from typing import Any
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.fields import EPISODE, REWARD
-from diskreplay.storage.marks import Run, of_tail, tail_differences
-from diskreplay.storage.mending_draft import Draft
-from diskreplay.storage.records import name_of, raw_items
 from diskreplay.storage.tail import Running, Tail
+from diskreplay.storage.upkeep.marks import Run, of_tail, tail_differences
+from diskreplay.storage.upkeep.mending_draft import Draft
+from diskreplay.storage.upkeep.records import name_of, raw_items
 
 
 def mend_streams(draft: Draft) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.fields import EPISODE, REWARD
-from diskreplay.storage.marks import Run, differences, is_cut, tell
-from diskreplay.storage.mending_draft import Draft, Sound
-from diskreplay.storage.records import SegmentRecords, read_segment
-from diskreplay.storage.shards import Examined, ShardExaminer
+from diskreplay.storage.upkeep.marks import Run, differences, is_cut, tell
+from diskreplay.storage.upkeep.mending_draft import Draft, Sound
+from diskreplay.storage.upkeep.records import SegmentRecords, read_segment
+from diskreplay.storage.upkeep.shards import Examined, ShardExaminer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

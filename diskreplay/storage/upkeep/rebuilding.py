@@ -17,19 +17,19 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
-from diskreplay.storage.arrays import DOCUMENT, array_documents, array_problems, coding_of, read_document
 from diskreplay.storage.fields import EPISODE, REWARD
-from diskreplay.storage.leftovers import candidates
-from diskreplay.storage.marks import Told, tell
-from diskreplay.storage.mending import Loss, Mended
-from diskreplay.storage.shards import ShardExaminer
+from diskreplay.storage.upkeep.arrays import DOCUMENT, array_documents, array_problems, coding_of, read_document
+from diskreplay.storage.upkeep.leftovers import candidates
+from diskreplay.storage.upkeep.marks import Told, tell
+from diskreplay.storage.upkeep.mending import Loss, Mended
+from diskreplay.storage.upkeep.shards import ShardExaminer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from diskreplay.storage.fields import Coding, Field
-    from diskreplay.storage.shards import Examined
+    from diskreplay.storage.upkeep.shards import Examined
 
     Progress = Callable[[int, int], None]
 

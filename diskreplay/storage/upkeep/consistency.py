@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from diskreplay.storage import layout
-from diskreplay.storage.records import BY_SEGMENT, INCONSISTENT, QUARANTINED, Catalogue, Problem, name_of
+from diskreplay.storage.upkeep.records import BY_SEGMENT, INCONSISTENT, QUARANTINED, Catalogue, Problem, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
-from diskreplay.storage.arrays import group_documents, group_problems
-from diskreplay.storage.damaged import description_of, open_index, probe, require_store
 from diskreplay.storage.durable import Disk
 from diskreplay.storage.fields import fields_of
 from diskreplay.storage.index import Index
 from diskreplay.storage.locks import FileLock
-from diskreplay.storage.mending import Loss, Mended, mend
-from diskreplay.storage.rebuilding import Rebuilt, rebuild
+from diskreplay.storage.upkeep.arrays import group_documents, group_problems
+from diskreplay.storage.upkeep.damaged import description_of, open_index, probe, require_store
+from diskreplay.storage.upkeep.mending import Loss, Mended, mend
+from diskreplay.storage.upkeep.rebuilding import Rebuilt, rebuild
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,9 @@ from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import Disk
 from diskreplay.storage.fields import Coding
-from diskreplay.storage.records import INCONSISTENT, Problem
 from diskreplay.storage.segments import SegmentWriter
-from diskreplay.storage.shards import DAMAGED, MISSING
+from diskreplay.storage.upkeep.records import INCONSISTENT, Problem
+from diskreplay.storage.upkeep.shards import DAMAGED, MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
-from diskreplay.storage.arrays import array_documents, array_problems, group_problems
-from diskreplay.storage.consistency import check_catalogue
 from diskreplay.storage.creation import use_store
-from diskreplay.storage.damaged import description_of, open_index, probe, require_store
 from diskreplay.storage.fields import fields_of
-from diskreplay.storage.leftovers import find_leftovers
-from diskreplay.storage.marks import Run, differences, is_cut, of_tail, tail_differences, tell
-from diskreplay.storage.records import (
+from diskreplay.storage.upkeep.arrays import array_documents, array_problems, group_problems
+from diskreplay.storage.upkeep.consistency import check_catalogue
+from diskreplay.storage.upkeep.damaged import description_of, open_index, probe, require_store
+from diskreplay.storage.upkeep.leftovers import find_leftovers
+from diskreplay.storage.upkeep.marks import Run, differences, is_cut, of_tail, tail_differences, tell
+from diskreplay.storage.upkeep.records import (
     INCONSISTENT,
     RECORD,
     Catalogue,
@@ -33,8 +33,8 @@ from diskreplay.storage.records import (
     read_segment,
     read_tail,
 )
-from diskreplay.storage.sampled import Rows, check_sampler, strays
-from diskreplay.storage.shards import Examined, ShardExaminer
+from diskreplay.storage.upkeep.sampled import Rows, check_sampler, strays
+from diskreplay.storage.upkeep.shards import Examined, ShardExaminer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,7 +10,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
-from diskreplay.storage.records import INCONSISTENT, RECORD, Problem, name_of, raw_items
+from diskreplay.storage.upkeep.records import INCONSISTENT, RECORD, Problem, name_of, raw_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

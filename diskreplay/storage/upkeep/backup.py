@@ -21,11 +21,11 @@ import lmdb
 
 from diskreplay.errors import CorruptStoreError, ReplayError, StoreExistsError, StoreNotFoundError
 from diskreplay.storage import layout
-from diskreplay.storage.arrays import DOCUMENT
 from diskreplay.storage.durable import Disk, disk_error
 from diskreplay.storage.environment import MAP_SIZE, Transaction, translated
 from diskreplay.storage.index import Reading
-from diskreplay.storage.records import Catalogue, read_catalogue
+from diskreplay.storage.upkeep.arrays import DOCUMENT
+from diskreplay.storage.upkeep.records import Catalogue, read_catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
