@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from diskreplay.storage.engine import Engine
-    from diskreplay.store.replay_store import ReplayStore
+    from diskreplay.store.view import StoreView
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def column(engine: Engine, field: str) -> Iterator[NDArray[Any]]:
         yield np.delete(values, ends, axis=0)
 
 
-def collect_stats(store: ReplayStore) -> StoreStats:
+def collect_stats(store: StoreView) -> StoreStats:
     """Gather everything `StoreStats` holds."""
     engine = store._engine  # noqa: SLF001  stats belong to the store
     rewards, episodes, priorities = Moments(), store.episodes(), Moments()
