@@ -26,6 +26,7 @@ def backup(store: Path, dest: Path, *, as_json: bool, quiet: bool) -> None:
     Example:
         diskreplay backup cartpole.replay /mnt/backup/cartpole-monday.replay
     """
+    from diskreplay.report.table import format_bytes
     from diskreplay.store import ReplayStore
 
     with ReplayStore.open(store) as opened, ByteBar("backup", visible=not quiet) as bar:
@@ -34,6 +35,6 @@ def backup(store: Path, dest: Path, *, as_json: bool, quiet: bool) -> None:
         emit_json({"store": str(store), **done.to_json()})
     else:
         emit_text(
-            f"{done.path}: {done.transitions:,} transitions in {done.segments:,} segments, {done.bytes / 1e9:.3f} GB; "
+            f"{done.path}: {done.transitions:,} transitions in {done.segments:,} segments, {format_bytes(done.bytes)}; "
             f"{done.linked:,} files linked, {done.copied:,} copied; {done.seconds:.1f} s"
         )

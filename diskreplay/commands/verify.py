@@ -53,6 +53,8 @@ def verify(store: Path, *, quick: bool, as_json: bool, quiet: bool) -> None:
 
 
 def _report(found: Verification, *, quick: bool) -> str:
+    from diskreplay.report.table import format_bytes
+
     problems = found.problems
     lines = []
     if problems:
@@ -70,5 +72,5 @@ def _report(found: Verification, *, quick: bool) -> str:
         lines.append(f"Looked at the index and the files' lengths in {found.seconds:.1f} s; read no file.")
     else:
         speed = found.bytes / max(found.seconds, 1e-9) / 1e9
-        lines.append(f"Read {found.bytes / 1e9:.3f} GB in {found.seconds:.1f} s, {speed:.2f} GB/s.")
+        lines.append(f"Read {format_bytes(found.bytes)} in {found.seconds:.1f} s, {speed:.2f} GB/s.")
     return "\n".join(lines)

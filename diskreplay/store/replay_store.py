@@ -110,7 +110,8 @@ class ReplayStore(StoreView):
                 for what a batch reads.
             durability: What commits survive. "power": also a power cut or a crash of the machine; files and index
                 are synced. "process": the end of the process, however violent, but not of the machine; nothing is
-                synced until `sync` or `close`. It is the store's, whoever opens it.
+                synced until `sync` or `close`. It is the store's, whoever opens it. Measured on a cloud disk, commits a
+                second: of 1 step 1,000 and 6,600, of an episode of 100 steps 900 and 1,600.
             metadata: A small JSON object to keep with the store.
 
         Raises:
