@@ -100,6 +100,7 @@ class PrioritizedSampler(Sampler):
         if wrong.any():
             at = int(np.flatnonzero(wrong)[0])
             raise ValueError(f"priorities must be finite and not negative: step id {int(ids[at])} got {given[at]}")
+        self.store.check_open()
         with self.store.lock:
             leaves, live = self._current(lambda: self._leaves_of(ids.astype(np.int64)))
             self.stale += int((~live).sum())

@@ -97,6 +97,7 @@ class Sampler(ABC):
         """Draw a batch that is to be delivered later: until then it is part of the sampler's state."""
         if isinstance(batch_size, bool) or int(batch_size) != batch_size or not 1 <= batch_size <= 1 << 24:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        self.store.check_open()
         with self.store.lock:
             draw = None
             if self._drawn_before:

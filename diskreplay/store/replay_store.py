@@ -231,7 +231,7 @@ class ReplayStore(StoreView):
 
         Its files stay where they are. In a store opened with mode="r" it lasts until the store is closed.
         """
-        self._require_open()
+        self.check_open()
         with self._engine.lock:
             return quarantine(self._engine, segment, why)
 
@@ -245,7 +245,7 @@ class ReplayStore(StoreView):
 
         Cost: writes out what the operating system holds back, of the whole file system.
         """
-        self._require_open()
+        self.check_open()
         if self.durability != "power":
             self._engine.disk.sync_everything(self.path)
 
@@ -268,7 +268,7 @@ class ReplayStore(StoreView):
             quick: Read no file's contents.
             progress: Told (bytes examined, bytes in all) as it goes.
         """
-        self._require_open()
+        self.check_open()
         from diskreplay.storage.upkeep.verify import verify_store  # noqa: PLC0415  only who verifies waits for it
 
         return verify_store(self._engine, quick=quick, progress=progress)
@@ -281,7 +281,7 @@ class ReplayStore(StoreView):
         Raises:
             StoreExistsError: If there is something at `dest`.
         """
-        self._require_open()
+        self.check_open()
         from diskreplay.storage.upkeep.backup import backup_store  # noqa: PLC0415  only who needs it waits for it
 
         return backup_store(self._engine, Path(dest), progress)
@@ -325,6 +325,6 @@ class ReplayStore(StoreView):
         self._writers.discard(writer)
 
     def _require_writable(self) -> None:
-        self._require_open()
+        self.check_open()
         if self.mode != "a":
             raise ReadOnlyError(f"{self.path}: opened with mode='r'", path=self.path)

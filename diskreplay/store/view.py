@@ -71,7 +71,7 @@ class StoreView:
 
         Cost: one small read if nothing changed, else in proportion to what did.
         """
-        self._require_open()
+        self.check_open()
         with self._engine.lock:
             return self._engine.refresh()
 
@@ -115,7 +115,7 @@ class StoreView:
         Raises:
             StepEvictedError: As for `read`.
         """
-        self._require_open()
+        self.check_open()
         ids = as_step_ids(step_ids)
         check_window(length, 1.0, 1, "first")
         with self._engine.lock:
@@ -141,7 +141,7 @@ class StoreView:
         padding: Padding = "first",
     ) -> WindowPlan:
         """Find where the windows of `read` lie, to fetch them later, elsewhere; for loaders."""
-        self._require_open()
+        self.check_open()
         check_window(n_step, gamma, frame_stack, padding)
         ids = as_step_ids(step_ids)
         with self._engine.lock:
@@ -159,13 +159,13 @@ class StoreView:
 
     def episodes(self) -> EpisodeTable:
         """Return the finished episodes as columns, in the order of their segments. Cost: O(episodes)."""
-        self._require_open()
+        self.check_open()
         with self._engine.lock:
             return episode_table(self._engine)
 
     def column(self, field: str) -> Iterator[NDArray[Any]]:
         """Yield a field's values over the live steps, a block a segment. Cost: reads the whole field."""
-        self._require_open()
+        self.check_open()
         return column(self._engine, field)
 
     @property
@@ -179,21 +179,26 @@ class StoreView:
         Args:
             ranks: (B,), each in [0, len(store)).
         """
-        self._require_open()
+        self.check_open()
         with self._engine.lock:
             return self._engine.reader.step_ids_of(np.asarray(ranks, np.int64))
 
     def priorities(self, sampler: str = "prioritized") -> Iterator[NDArray[np.float32]]:
         """Yield the committed priorities of the transitions, a block a segment; nothing if there are none."""
-        self._require_open()
+        self.check_open()
         return self.access.priorities(sampler)
 
     def stats(self) -> StoreStats:
         """Describe the store: counts, sizes, rewards, returns, lengths, priorities. Cost: reads all rewards."""
-        self._require_open()
+        self.check_open()
         return collect_stats(self)
 
-    def _require_open(self) -> None:
+    def check_open(self) -> None:
+        """Refuse to go on with a store that is closed, or was opened before a fork.
+
+        Raises:
+            ReplayError: If it is; says what to do.
+        """
         if self._closed:
             raise ReplayError(f"{self.path}: the store is closed", path=self.path, hint="Open it again.")
         if self._pid != os.getpid():

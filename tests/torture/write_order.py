@@ -14,7 +14,7 @@ R5  A shard that a commit point may have catalogued is removed or moved only beh
 R6  As R2, for folders.
 R7  A checkpoint (*.pt) is never written under its final name, and none is pending when its process ends.
 
-Temporary are: *.partial, *.tmp, lock files, lost+found, and the noted length of the index, which is a bound that may
+Temporary are: *.partial, *.tmp, lock files, lost+found, and the watermark of the index, which is a bound that may
 be old. A process that ends with exit code 0 acknowledges as well.
 
 Not covered: whether the calls hold the right bytes; a catalogue that names a file which was never written (R5 does
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 INDEX = "index.lmdb/data.mdb"
 SHARD = re.compile(r"/steps/[^/]+/c\.[^/]*$")
 TEMPORARY = re.compile(
-    r"\.partial(/|$)|\.tmp$|(^|/)locks(/|$)|(^|/)lock\.mdb$|(^|/)lost\+found(/|$)|index\.lmdb/length$"
+    r"\.partial(/|$)|\.tmp$|(^|/)locks(/|$)|(^|/)lock\.mdb$|(^|/)lost\+found(/|$)|index\.lmdb/watermark$"
 )
 COMMANDS = (
     "{python} -m diskreplay ingest cart.replay gym:CartPole-v1 --steps 3000 --seed 1",
