@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import warnings
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from diskreplay.sampling import Sampler
     from diskreplay.storage.reading import Fetched, WindowPlan
 
-REDRAWS = 3
+REDRAWS = 200  # by others who fill the store within a second, say
 
 
 class Planner:
@@ -57,20 +58,19 @@ class Planner:
 
     def plan(self, draw: Draw) -> tuple[Draw, WindowPlan]:
         """Return the draw, mended if it had to be, and where its windows lie."""
-        store, redraws = self.sampler.store, 0
+        store = self.sampler.store
         with store.lock:
-            while True:
+            for _ in range(REDRAWS):
                 try:
                     return draw, store.plan(draw.step_ids, **self.window)
                 except StepEvictedError:
                     # Here, since the draw, or by another process; whatever is gone is replaced, the rest stays.
-                    redraws += 1
-                    if redraws > REDRAWS:
-                        raise
                     store.refresh()
                 except CorruptStoreError as err:
                     self.skip(err)
-                draw = self.mend(draw)
+                with contextlib.suppress(StepEvictedError):  # again, while one looks what is gone
+                    draw = self.mend(draw)
+            return draw, store.plan(draw.step_ids, **self.window)
 
     def fetch(self, draw: Draw, plan: WindowPlan, buffers: Buffers) -> tuple[Draw, WindowPlan, Fetched]:
         """Read a plan; a damaged segment is left out and its steps drawn again, if that was asked for."""
@@ -100,10 +100,17 @@ class Planner:
             gone = ~store.access.can_sample(draw.step_ids)
             if not gone.any():
                 return draw
-            other = sampler.delivered(self.draw_ahead(len(draw.step_ids)))
+            other = self._replacement(len(draw.step_ids))
             self.redrawn += int(gone.sum())
             weight = np.where(gone, other.weight, draw.weight).astype(np.float32)
             return sampler.mend(draw, np.where(gone, other.step_ids, draw.step_ids), weight)
+
+    def _replacement(self, size: int) -> Draw:
+        while True:
+            try:
+                return self.sampler.draw_again(size)
+            except CorruptStoreError as err:
+                self.skip(err)
 
 
 class Pipeline:

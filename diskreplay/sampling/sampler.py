@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-REFRESHES = 3
+REFRESHES = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +113,13 @@ class Sampler(ABC):
             draw = replace(draw, number=next(self._numbers))
             self._in_flight[draw.number] = draw
             return draw
+
+    def draw_again(self, batch_size: int) -> Draw:
+        """Draw steps that take the place of others; they are no batch of their own."""
+        with self.store.lock:
+            if not len(self.store):
+                raise NotEnoughStepsError(f"{self.store.path}: no transition to sample yet")
+            return self._current(lambda: self._draw(batch_size))
 
     def _current(self, look: Callable[[], T]) -> T:
         """Look at the store; again, refreshed, if another process evicted what was looked at."""

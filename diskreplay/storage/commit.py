@@ -283,12 +283,14 @@ class Committer:
 
     def _gone(self, txn: Writing, evicted: list[int]) -> Callable[[int], bool]:
         """Return a test for segments that are not there any more, here or through another process."""
-        table, dropped = self.engine.table, set(evicted)
-        in_memory = {int(table.segment[slot]) for slot in table.tails}
+        dropped, streams = set(evicted), self.engine.streams.values()
+        tails = {tail.segment for stream in streams if stream.lock is not None for tail in stream.tails}
+        for key, _ in txn.items("streams"):
+            tails.update((txn.json("streams", key) or {}).get("tails", []))
 
         def gone(segment: int) -> bool:
             key = layout.segment_key(segment)
-            return segment in dropped or (segment not in in_memory and txn.get("segments", key) is None)
+            return segment in dropped or (segment not in tails and txn.get("segments", key) is None)
 
         return gone
 

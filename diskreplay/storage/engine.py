@@ -249,7 +249,11 @@ class Engine:
             joined = layout.records(b"".join(record for _, record in txn.items("segments")), layout.SEGMENT, "segments")
             for record in joined:
                 self._add_sealed(record, counters)
-            self._load_streams(txn)
+            applied = self._load_streams(txn)
+            if applied != txn.count("tails"):
+                raise CorruptStoreError(
+                    f"{self.root}: the index counts {txn.count('tails')} tail records, its streams have {applied}"
+                )
             self.metadata = txn.json("meta", b"metadata") or {}
             self._see(counters)
 
@@ -326,7 +330,9 @@ class Engine:
                 stream.tails = [tail for tail in stream.tails if tail.segment != segment]
                 self.take_sealed(record)
 
-    def _load_streams(self, txn: Reading) -> None:
+    def _load_streams(self, txn: Reading) -> int:
+        """Take in the streams that others write; return how many tail records that were."""
+        applied = 0
         for key, payload in txn.items("streams"):
             number = int.from_bytes(key, "big")
             stream = self.streams.get(number)
@@ -334,9 +340,11 @@ class Engine:
                 stream = self.streams[number] = Stream(number, "")
             if stream.lock is None:
                 data = layout.open_json(layout.seal_value(payload), f"stream {number}")
-                self._load_tails(txn, stream, stream.update(data))
+                applied += self._load_tails(txn, stream, stream.update(data))
+        return applied
 
-    def _load_tails(self, txn: Reading, stream: Stream, segments: list[int]) -> None:
+    def _load_tails(self, txn: Reading, stream: Stream, segments: list[int]) -> int:
+        applied = 0
         for old in list(stream.tails):
             if old.segment not in segments:
                 # Neither sealed nor in the index: its rows were never committed.
@@ -349,8 +357,10 @@ class Engine:
             start = layout.tail_key(stream.number, segment, tail.rows)
             for _, payload in txn.items("tails", prefix, start):
                 tail.apply(payload, f"the tail of stream {stream.name!r}")
+                applied += 1
             self.table.follow_tail(self.table.slot(segment), tail)
             previous = segment
+        return applied
 
     def _set_aside_leftovers(self, stream: Stream) -> None:
         """Move aside what a writer that died had written for segments that never were committed."""

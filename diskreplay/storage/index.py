@@ -115,15 +115,25 @@ class Reading:
         return None if value is None else layout.open_array(value, dtype, f"{database} {key!r}")
 
     def items(self, database: str, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Yield (key, record) in key order, from `start` on, as long as keys begin with `prefix`."""
+        """Yield (key, record) in key order, from `start` on, as long as keys begin with `prefix`.
+
+        Raises:
+            CorruptStoreError: If records are damaged, out of order, or (for a whole table) not as many as it counts:
+                a page of the index that is another's, or its own of earlier, has sound records all the same.
+        """
         cursor = self.txn.cursor(db=self.databases[database])
         first = start or prefix
-        if not (cursor.set_range(first) if first else cursor.first()):
-            return
-        for key, value in cursor:
-            if not key.startswith(prefix):
-                return
-            yield key, layout.open_value(value, f"{database} {key!r}")
+        before, seen = b"", 0
+        if cursor.set_range(first) if first else cursor.first():
+            for key, value in cursor:
+                if not key.startswith(prefix):
+                    break
+                if key < first or (seen and key <= before):
+                    raise CorruptStoreError(f"index: table {database}: {key!r} is not in its place")
+                before, seen = key, seen + 1
+                yield key, layout.open_value(value, f"{database} {key!r}")
+        if not first and seen != self.count(database):
+            raise CorruptStoreError(f"index: table {database}: {seen} records, it counts {self.count(database)}")
 
     def count(self, database: str) -> int:
         """Return the number of records."""

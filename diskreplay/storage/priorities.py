@@ -42,9 +42,10 @@ def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
     if state is None:
         return None
     keys, values = [], []
-    for key, payload in txn.items("sums", name.encode() + b"\0"):
-        keys.append(key[-8:])
-        values.append(payload)
+    for key, payload in txn.items("sums"):  # all, so that it is noticed if some are missing
+        if key[:-8] == name.encode() + b"\0":
+            keys.append(key[-8:])
+            values.append(payload)
     sums = layout.records(b"".join(values), layout.SUM, f"sums of sampler {name!r}")
     segments = np.frombuffer(b"".join(keys), ">u8").astype(np.int64)
     return SamplerCheckpoint(state, segments, sums["total"], sums["place"], sums["rows"])
