@@ -137,6 +137,8 @@ class SegmentPriorities:
             where = f"{self.access.path}: sampler {self.name!r}, segment {segment}"
             if not self.access.writable:
                 # Their owner may have gone on since the sums were read: what is there now counts.
+                if len(priorities) < rows:
+                    raise CorruptStoreError(f"{where}: {len(priorities)} of {rows} priorities", segment=segment)
                 rows = self._rows[block] = min(len(priorities), self._live_rows.get(segment, rows))
                 priorities, trusted = priorities[:rows], False
             if len(priorities) != rows:
