@@ -50,6 +50,7 @@ from tqdm import tqdm
 
 from diskreplay import CorruptionWarning, PrioritizedSampler, ReplayError, ReplayLoader, ReplayStore, UniformSampler
 from diskreplay.storage import layout, native
+from diskreplay.storage.upkeep.verify import verify_path
 from tests.torture import scenario
 
 if TYPE_CHECKING:
@@ -330,6 +331,10 @@ class Examination:
             with self._stage("verify"):
                 self.trial.named = [f"{p.where}: {p.what}" for p in store.verify() if p.kind != "orphan"]
             store.close()
+        else:
+            with self._stage("verify"):  # as the command does it
+                self.trial.named = [f"{p.where}: {p.what}" for p in verify_path(self.path).problems]
+        if store is not None:
             if self.rng.random() < 0.3:
                 with self._stage("append"):
                     self._append()

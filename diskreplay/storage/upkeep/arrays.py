@@ -99,6 +99,9 @@ def group_problems(root: Path, description: dict[str, Any] | None) -> Iterator[P
             if found != description:
                 yield Problem(INCONSISTENT, str(path), "the index has another copy of the description")
                 continue
+        elif path != layout.group_path(root) and document.get("attributes"):
+            yield Problem(DAMAGED, str(path), "it is another group's: this one has no attributes")
+            continue
         refusal = _refusal(zarr.open_group, path) if document is not None else ""
         if refusal:
             yield Problem(DAMAGED, str(path), refusal)
