@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +32,7 @@ from diskreplay.storage import layout
 from diskreplay.storage.durable import FULL, TOO_MANY, disk_error
 from diskreplay.storage.filesystem import check_filesystem
 from diskreplay.storage.gate import Gate
+from diskreplay.storage.probe import probe
 from diskreplay.storage.watermark import Watermark, read_watermark, write_watermark
 
 if TYPE_CHECKING:
@@ -46,14 +45,6 @@ SMALLEST = 8192
 ROOM = 1 << 20
 PATIENCE_S = 5.0
 READER_CHECK_S = 30.0
-_WALK = """
-import sys, lmdb
-env = lmdb.open(sys.argv[1], map_size=1 << 40, max_dbs=32, readonly=True, lock=False, lib_version=0)
-with env.begin() as txn:
-    for name, _ in txn.cursor():
-        for key, value in txn.cursor(db=env.open_db(name, txn=txn, create=False)):
-            len(key), sum(value[::4096])
-"""
 
 
 @dataclass
@@ -228,11 +219,9 @@ class Environment:
         if needed() > MAP_SIZE:
             raise CorruptStoreError(f"{self.data}: the index claims {needed()} bytes", path=self.path)
         if not self.writable:
-            walk = subprocess.run(  # noqa: S603  our own interpreter; what may crash there must not crash us
-                [sys.executable, "-c", _WALK, str(self.path)], check=False, capture_output=True
-            )
-            if walk.returncode:
-                raise CorruptStoreError(f"{self.data}: the index is cut off", path=self.path)
+            trouble = probe(self.path)
+            if trouble:
+                raise CorruptStoreError(f"{self.data}: the index is cut off: {trouble}", path=self.path)
             return
         with self._lmdb.begin(write=True):  # while we hold the write lock nobody makes it longer
             if self.data.stat().st_size < needed():

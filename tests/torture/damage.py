@@ -334,10 +334,9 @@ class Examination:
         else:
             with self._stage("verify"):  # as the command does it
                 self.trial.named = [f"{p.where}: {p.what}" for p in verify_path(self.path).problems]
-        if store is not None:
-            if self.rng.random() < 0.3:
-                with self._stage("append"):
-                    self._append()
+        if store is not None and self.rng.random() < 0.3:
+            with self._stage("append"):
+                self._append()
         trial = self.trial
         named = {"wrong": self.wrong, "untyped": self.untyped, "partial": [] if trial.refused else self.missing}
         trial.outcome = next((name for name, lines in named.items() if lines), "")

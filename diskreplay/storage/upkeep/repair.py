@@ -21,8 +21,9 @@ from diskreplay.storage.durable import Disk
 from diskreplay.storage.fields import fields_of
 from diskreplay.storage.index import Index
 from diskreplay.storage.locks import FileLock
+from diskreplay.storage.probe import probe
 from diskreplay.storage.upkeep.arrays import group_documents, group_problems
-from diskreplay.storage.upkeep.damaged import description_of, open_index, probe, require_store
+from diskreplay.storage.upkeep.damaged import description_of, open_index, require_store
 from diskreplay.storage.upkeep.mending import Loss, Mended, mend
 from diskreplay.storage.upkeep.rebuilding import Rebuilt, rebuild
 

@@ -17,9 +17,10 @@ from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
 from diskreplay.storage.creation import use_store
 from diskreplay.storage.fields import fields_of
+from diskreplay.storage.probe import probe
 from diskreplay.storage.upkeep.arrays import array_documents, array_problems, group_problems
 from diskreplay.storage.upkeep.consistency import check_catalogue
-from diskreplay.storage.upkeep.damaged import description_of, open_index, probe, require_store
+from diskreplay.storage.upkeep.damaged import description_of, open_index, require_store
 from diskreplay.storage.upkeep.leftovers import find_leftovers
 from diskreplay.storage.upkeep.marks import Run, differences, is_cut, of_tail, tail_differences, tell
 from diskreplay.storage.upkeep.records import (
