@@ -250,6 +250,8 @@ class Engine:
             for record in joined:
                 self._add_sealed(record, counters)
             applied = self._load_streams(txn)
+            for _ in txn.items("meta"):
+                pass  # so that it is noticed if one is missing
             if applied != txn.count("tails"):
                 raise CorruptStoreError(
                     f"{self.root}: the index counts {txn.count('tails')} tail records, its streams have {applied}"

@@ -3,7 +3,8 @@
 Owns the settings (the 0.9 engine, full sync unless the store's durability is "process", no writemap as it dies on a
 full disk, no read-ahead), the translation of errors, and what LMDB does not do for us:
 
-- Past the end of its file a memory map is SIGBUS: the file is made as long as its meta page says. That it was cut
+- Past the end of its file a memory map is SIGBUS: the file is made as long as its meta page says, and a little longer,
+  and what a record claims beyond is not touched. That it was cut
   off, or that LMDB fell back to its older meta page, is known from a note beside it (watermark.py).
 - A failed commit can leave it refusing everything: the environment is opened anew before it is used again.
 - A reader that died keeps pages from being used again: readers are checked at open and by committers, every 30 s.
@@ -16,9 +17,11 @@ import ctypes
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lmdb
+import numpy as np
 
 from diskreplay.errors import (
     CorruptStoreError,
@@ -36,13 +39,13 @@ from diskreplay.storage.probe import probe
 from diskreplay.storage.watermark import Watermark, read_watermark, write_watermark
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 MAP_SIZE = 1 << 40
 MAX_READERS = 1024
 SMALLEST = 8192
 ROOM = 1 << 20
+SLACK = 1 << 16
 PATIENCE_S = 5.0
 READER_CHECK_S = 30.0
 
@@ -53,7 +56,18 @@ class Transaction:
 
     lmdb: Any
     databases: dict[str, Any]
+    within: Callable[[Any], bool] = lambda _: True
     changed: bool = False
+
+    def copied(self, view: Any) -> bytes:
+        """Copy a key or a value out of the map.
+
+        Raises:
+            CorruptStoreError: If it claims to reach past the end of the file, where touching it would be SIGBUS.
+        """
+        if len(view) > SLACK and not self.within(view):
+            raise CorruptStoreError(f"index: a record claims {len(view)} bytes, which its file does not have")
+        return bytes(view)
 
 
 class Environment:
@@ -77,6 +91,7 @@ class Environment:
         self._databases: dict[str, Any] = {}
         self._broken = False
         self._noted = Watermark()
+        self._base = 0
         self._checked_at = time.monotonic()
         check_filesystem(path)
         if not create:
@@ -94,7 +109,7 @@ class Environment:
         if self._broken:
             self._mend()
         with self.gate, translated(self.path):
-            txn = Transaction(self._begin(write=write), self._databases)
+            txn = Transaction(self._begin(write=write), self._databases, self._within)
             try:
                 yield txn
             except BaseException:
@@ -125,10 +140,16 @@ class Environment:
 
     def _begin(self, *, write: bool) -> Any:
         try:
-            return self._lmdb.begin(write=write)
+            return self._lmdb.begin(write=write, buffers=True)
         except lmdb.ReadersFullError:  # perhaps by readers that are dead
             self._lmdb.reader_check()
-            return self._lmdb.begin(write=write)
+            return self._lmdb.begin(write=write, buffers=True)
+
+    def _within(self, view: Any) -> bool:
+        """Return whether bytes of the map lie in the file, or in pages that a transaction has not written yet."""
+        start = int(np.frombuffer(view, np.uint8).ctypes.data) - self._base
+        inside = 0 <= start < MAP_SIZE
+        return not self._base or not inside or start + len(view) <= self.data.stat().st_size
 
     def _commit(self, txn: Transaction) -> None:
         # This transaction's own sync covers all that the file was when it began.
@@ -176,6 +197,7 @@ class Environment:
             try:
                 self._lmdb.reader_check()
                 self._reach()
+                self._base = _mapped_at(self.data)
                 # In one transaction where that is possible; handles opened in a reading one would end with it.
                 with self._lmdb.begin(write=True) if self.writable else contextlib.nullcontext() as txn:
                     self._databases = {
@@ -212,7 +234,7 @@ class Environment:
 
         def needed() -> int:
             pages = int(self._lmdb.info()["last_pgno"]) + 1
-            return pages * int(self._lmdb.stat()["psize"])
+            return pages * int(self._lmdb.stat()["psize"]) + SLACK
 
         if self.data.stat().st_size >= needed():
             return
@@ -226,6 +248,17 @@ class Environment:
         with self._lmdb.begin(write=True):  # while we hold the write lock nobody makes it longer
             if self.data.stat().st_size < needed():
                 os.truncate(self.data, needed())
+
+
+def _mapped_at(data: Path) -> int:
+    """Return the address at which a file is mapped; 0 if that cannot be told."""
+    inode = str(data.stat().st_ino)
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            parts = line.split(maxsplit=5)
+            if parts[4] == inode and parts[5] == str(data.resolve()):
+                return int(parts[0].partition("-")[0], 16)
+    return 0
 
 
 _MEANINGS: tuple[tuple[tuple[type[Exception], ...], type[ReplayError], str], ...] = (

@@ -101,17 +101,17 @@ class Reading:
         Raises:
             CorruptStoreError: If the checksum does not match.
         """
-        value = self.txn.get(key, db=self.databases[database])
+        value = self.raw(database, key)
         return None if value is None else layout.open_value(value, f"{database} {key!r}")
 
     def json(self, database: str, key: bytes) -> dict[str, Any] | None:
         """Return a JSON record, or None."""
-        value = self.txn.get(key, db=self.databases[database])
+        value = self.raw(database, key)
         return None if value is None else layout.open_json(value, f"{database} {key!r}")
 
     def array(self, database: str, key: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
         """Return a record as an array, or None."""
-        value = self.txn.get(key, db=self.databases[database])
+        value = self.raw(database, key)
         return None if value is None else layout.open_array(value, dtype, f"{database} {key!r}")
 
     def items(self, database: str, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
@@ -121,19 +121,40 @@ class Reading:
             CorruptStoreError: If records are damaged, out of order, or (for a whole table) not as many as it counts:
                 a page of the index that is another's, or its own of earlier, has sound records all the same.
         """
-        cursor = self.txn.cursor(db=self.databases[database])
         first = start or prefix
         before, seen = b"", 0
-        if cursor.set_range(first) if first else cursor.first():
-            for key, value in cursor:
-                if not key.startswith(prefix):
-                    break
-                if key < first or (seen and key <= before):
-                    raise CorruptStoreError(f"index: table {database}: {key!r} is not in its place")
-                before, seen = key, seen + 1
-                yield key, layout.open_value(value, f"{database} {key!r}")
+        for key, value in self.raw_items(database, prefix, start):
+            if key < first or (seen and key <= before):
+                raise CorruptStoreError(f"index: table {database}: {key!r} is not in its place")
+            before, seen = key, seen + 1
+            yield key, layout.open_value(value, f"{database} {key!r}")
         if not first and seen != self.count(database):
             raise CorruptStoreError(f"index: table {database}: {seen} records, it counts {self.count(database)}")
+
+    def raw(self, database: str, key: bytes) -> bytes | None:
+        """Return a value as it is, with its checksum, or None."""
+        value = self.txn.get(key, db=self.databases[database])
+        return None if value is None else self.transaction.copied(value)
+
+    def raw_items(self, database: str, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, value) as they are, unchecked, from `start` on, as long as keys begin with `prefix`."""
+        cursor, copied, first = self.txn.cursor(db=self.databases[database]), self.transaction.copied, start or prefix
+        if cursor.set_range(first) if first else cursor.first():
+            for key, value in cursor:
+                name = copied(key)
+                if not name.startswith(prefix):
+                    return
+                yield name, copied(value)
+
+    def keys(self, database: str, prefix: bytes = b"") -> Iterator[bytes]:
+        """Yield the keys that begin with `prefix`, unchecked."""
+        cursor = self.txn.cursor(db=self.databases[database])
+        if cursor.set_range(prefix) if prefix else cursor.first():
+            for key in cursor.iternext(keys=True, values=False):
+                name = self.transaction.copied(key)
+                if not name.startswith(prefix):
+                    return
+                yield name
 
     def count(self, database: str) -> int:
         """Return the number of records."""
@@ -172,7 +193,7 @@ class Writing(Reading):
         """Remove every record whose key begins with `prefix`; return how many there were."""
         cursor = self.txn.cursor(db=self.databases[database])
         removed = 0
-        while cursor.set_range(prefix) and cursor.key().startswith(prefix):
+        while cursor.set_range(prefix) and bytes(cursor.key()).startswith(prefix):
             cursor.delete()
             removed += 1
         self.transaction.changed |= removed > 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ class SamplerCheckpoint:
 
 def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
     """Return what the sampler of that name committed last, or None. Cost: O(segments), not O(rows)."""
-    state = txn.json("samplers", name.encode())
-    if state is None:
+    state = dict(txn.items("samplers")).get(name.encode()) and txn.json("samplers", name.encode())  # all are counted
+    if not state:
+        if next(txn.keys("sums", name.encode() + b"\0"), None) is not None:
+            raise CorruptStoreError(f"index: sampler {name!r} has priorities, but its state is missing")
         return None
     keys, values = [], []
     for key, payload in txn.items("sums"):  # all, so that it is noticed if some are missing

@@ -74,7 +74,8 @@ class Records:
         self.txn = txn
 
     def get(self, key, db):
-        return self.txn.txn.get(key, db=db)
+        found = self.txn.txn.get(key, db=db)
+        return None if found is None else bytes(found)
 
     def put(self, key, value, db):
         self.txn.transaction.changed = True

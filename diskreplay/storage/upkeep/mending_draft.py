@@ -126,7 +126,7 @@ class Draft:
 
     def put(self, database: str, key: bytes, payload: bytes | None) -> bool:
         """Note a record's new payload, if it is another; return whether it is."""
-        value = self.txn.txn.get(key, db=self.txn.databases[database])
+        value = self.txn.raw(database, key)
         if payload is None and value is None:
             return False
         if payload is not None and value is not None and bytes(value) == layout.seal_value(payload):

@@ -10,7 +10,6 @@ import numpy as np
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.upkeep.mending_draft import Draft
-from diskreplay.storage.upkeep.records import raw_items
 from diskreplay.storage.upkeep.sampled import (
     UNSAMPLED,
     Priorities,
@@ -84,7 +83,7 @@ def _fit(draft: Draft, name: str, alpha: float, found: Priorities, place: int, k
 
 
 def _places(draft: Draft, name: str) -> Iterator[int]:
-    for key, value in raw_items(draft.txn, "sums", name.encode() + b"\0"):
+    for key, value in draft.txn.raw_items("sums", name.encode() + b"\0"):
         if _is_sound(value) and len(value) == layout.SUM.itemsize + 4 and draft.rows_of(int.from_bytes(key[-8:])):
             yield int(np.frombuffer(value[:-4], layout.SUM)[0]["place"])
 
@@ -92,7 +91,7 @@ def _places(draft: Draft, name: str) -> Iterator[int]:
 def _forget(draft: Draft, name: str, segment: int) -> None:
     key = layout.sum_key(name, segment)
     draft.put("sums", key, None)
-    for other, _ in raw_items(draft.txn, "priorities", key):
+    for other, _ in draft.txn.raw_items("priorities", key):
         draft.put("priorities", other, None)
 
 

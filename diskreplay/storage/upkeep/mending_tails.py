@@ -12,7 +12,7 @@ from diskreplay.storage.fields import EPISODE, REWARD
 from diskreplay.storage.tail import Running, Tail
 from diskreplay.storage.upkeep.marks import Run, of_tail, tail_differences
 from diskreplay.storage.upkeep.mending_draft import Draft
-from diskreplay.storage.upkeep.records import name_of, raw_items
+from diskreplay.storage.upkeep.records import name_of
 
 
 def mend_streams(draft: Draft) -> None:
@@ -110,7 +110,7 @@ def _listed(draft: Draft, number: int, data: dict[str, Any]) -> list[int]:
 def _read_tail(draft: Draft, stream: int, segment: int, before: Run | None, *, newest: bool) -> tuple[Tail, str]:
     """Return the longest sound prefix of a tail, and what is wrong with the record after it."""
     tail, good, why = Tail(segment, draft.fields, draft.segment_steps), list[tuple[bytes, bytes]](), ""
-    for key, value in raw_items(draft.txn, "tails", layout.tail_key(stream, segment)):
+    for key, value in draft.txn.raw_items("tails", layout.tail_key(stream, segment)):
         try:
             payload = layout.open_value(value, name_of("tails", key))
             tail.apply(payload, name_of("tails", key))
@@ -131,7 +131,7 @@ def _read_tail(draft: Draft, stream: int, segment: int, before: Run | None, *, n
 def _lose_rows(draft: Draft, number: int, data: dict[str, Any], tail: Tail, why: str) -> None:
     """Note what a tail loses behind its sound rows, as far as its records tell."""
     steps = episodes = 0
-    for _, value in raw_items(draft.txn, "tails", layout.tail_key(number, tail.segment)):
+    for _, value in draft.txn.raw_items("tails", layout.tail_key(number, tail.segment)):
         first, rows, ends = _tail_header(value)
         if first < 0 or not 0 <= ends <= rows <= draft.segment_steps:
             draft.uncounted.append((len(draft.out.losses), data))

@@ -213,17 +213,6 @@ def read_tail(txn: Reading, stream: int, segment: int, fields: Sequence[Field], 
     return tail
 
 
-def raw_items(txn: Reading, database: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-    """Yield (key, value with its checksum) of every record whose key begins with `prefix`."""
-    cursor = txn.txn.cursor(db=txn.databases[database])
-    if not (cursor.set_range(prefix) if prefix else cursor.first()):
-        return
-    for key, value in cursor:
-        if not key.startswith(prefix):
-            return
-        yield bytes(key), bytes(value)
-
-
 def _read_streams(txn: Reading, out: Catalogue) -> None:
     for key, payload in _sound(txn, out, "streams"):
         stream = Stream(int.from_bytes(key, "big"), "")
@@ -269,7 +258,7 @@ def _read_meta(txn: Reading, out: Catalogue, fields: Sequence[Field], segment_st
 def _sound(txn: Reading, out: Catalogue, database: str) -> Iterator[tuple[bytes, bytes]]:
     """Yield (key, payload) of the records whose checksum is right; note the others."""
     try:
-        for key, value in raw_items(txn, database):
+        for key, value in txn.raw_items(database):
             try:
                 payload = layout.open_value(value, f"{database} {key!r}")
             except CorruptStoreError as err:
@@ -282,9 +271,7 @@ def _sound(txn: Reading, out: Catalogue, database: str) -> Iterator[tuple[bytes,
 
 def _keys(txn: Reading, out: Catalogue, database: str) -> Iterator[bytes]:
     try:
-        cursor = txn.txn.cursor(db=txn.databases[database])
-        for key in cursor.iternext(keys=True, values=False):
-            yield bytes(key)
+        yield from txn.keys(database)
     except lmdb.Error as err:
         out.problems.append(Problem(RECORD, f"index: {database}", f"the table cannot be walked: {err}"))
 

@@ -201,7 +201,7 @@ def _change_index(plan: RepairPlan, aside: Path, disk: Disk) -> None:
                 raise ReplayError(f"{plan.path}: the store has changed since the plan was made", hint="Plan again.")
             folders = set()
             for database, key in plan.mended.changes:
-                value = txn.txn.get(key, db=txn.databases[database])
+                value = txn.raw(database, key)
                 if value is not None:
                     folder = aside / "index" / database
                     _make_folders(disk, folder, plan.path)

@@ -10,7 +10,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
-from diskreplay.storage.upkeep.records import INCONSISTENT, RECORD, Problem, name_of, raw_items
+from diskreplay.storage.upkeep.records import INCONSISTENT, RECORD, Problem, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,10 +59,7 @@ def sampled_segments(txn: Reading, sampler: str) -> list[int]:
     """Return every segment of which there are sums or priorities under a sampler's name."""
     prefix, found = sampler.encode() + b"\0", set()
     for database, size in (("sums", 8), ("priorities", 10)):
-        cursor = txn.txn.cursor(db=txn.databases[database])
-        for key in cursor.iternext(keys=True, values=False) if cursor.set_range(prefix) else ():
-            if not key.startswith(prefix):
-                break
+        for key in txn.keys(database, prefix):
             if len(key) == len(prefix) + size:
                 found.add(int.from_bytes(key[len(prefix) : len(prefix) + 8], "big"))
     return sorted(found)
@@ -71,7 +68,7 @@ def sampled_segments(txn: Reading, sampler: str) -> list[int]:
 def read_priorities(txn: Reading, sampler: str, segment: int) -> Priorities:
     """Read a sampler's records of a segment, sound or not."""
     out, key = Priorities(segment), layout.sum_key(sampler, segment)
-    value = txn.txn.get(key, db=txn.databases["sums"])
+    value = txn.raw("sums", key)
     if value is not None:
         try:
             array = layout.open_array(bytes(value), layout.SUM, name_of("sums", key))
@@ -80,7 +77,7 @@ def read_priorities(txn: Reading, sampler: str, segment: int) -> Priorities:
             out.entry = array[0]
         except CorruptStoreError as err:
             out.bad.append(("sums", key, str(err)))
-    for name, raw in raw_items(txn, "priorities", key):
+    for name, raw in txn.raw_items("priorities", key):
         if len(name) != len(key) + 2:
             continue
         try:
@@ -179,7 +176,7 @@ def strays(txn: Reading, samplers: set[str]) -> Iterator[tuple[str, bytes]]:
     for database, size in (("sums", 9), ("priorities", 11)):
         known = {name.encode() for name in samplers}
         try:
-            for key in txn.txn.cursor(db=txn.databases[database]).iternext(keys=True, values=False):
+            for key in txn.keys(database):
                 name = bytes(key[:-size])
                 if name not in known or key[-size : -size + 1] != b"\0":
                     yield database, bytes(key)
