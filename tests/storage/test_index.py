@@ -1,0 +1,86 @@
+"""Pages of the index that are another's, or its own of earlier, hold sound records: counts and order tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from diskreplay import CorruptStoreError, PrioritizedSampler, ReplayStore
+from diskreplay.storage import layout
+from diskreplay.storage.environment import SLACK, Transaction
+from diskreplay.storage.index import Index, Reading
+from tests.conftest import fill
+
+
+@pytest.fixture
+def path(make_store):
+    """Return the path of a closed store with sealed segments, a tail and priorities."""
+    store = make_store(segment_steps=16)
+    sampler = PrioritizedSampler(store, seed=0)
+    fill(store, episodes=7, length=9)
+    store.commit()
+    assert sampler.total > 0
+    store.close()
+    return store.path
+
+
+@pytest.mark.parametrize("database", ["segments", "streams", "tails", "meta"])
+def test_a_table_that_lacks_a_record_is_noticed_at_open(path, monkeypatch, database):
+    """Here each seems to count one more than there are."""
+    real = Reading.count
+    monkeypatch.setattr(Reading, "count", lambda self, name: real(self, name) + (name == database))
+    with pytest.raises(CorruptStoreError, match="counts"):
+        ReplayStore.open(path)
+
+
+@pytest.mark.parametrize("database", ["samplers", "sums"])
+def test_a_sampler_notices_too(path, monkeypatch, database):
+    """When it is made, for that is when it reads these tables."""
+    with ReplayStore.open(path) as store:
+        real = Reading.count
+        monkeypatch.setattr(Reading, "count", lambda self, name: real(self, name) + (name == database))
+        with pytest.raises(CorruptStoreError, match="counts"):
+            PrioritizedSampler(store)
+
+
+def test_records_out_of_order_are_noticed(path, monkeypatch):
+    """Two swapped pages of one table."""
+    real = Reading.raw_items
+    monkeypatch.setattr(Reading, "raw_items", lambda self, *where: reversed(list(real(self, *where))))
+    with pytest.raises(CorruptStoreError, match="not in its place"):
+        ReplayStore.open(path)
+
+
+def test_a_sampler_whose_state_is_lost_does_not_begin_afresh(path):
+    """Its priorities would be forgotten in silence."""
+    index = Index(path / layout.INDEX)
+    with index.write() as txn:
+        txn.delete("samplers", b"prioritized")
+    index.close()
+    with ReplayStore.open(path) as store:
+        with pytest.raises(CorruptStoreError, match="its state is missing"):
+            PrioritizedSampler(store)
+        assert PrioritizedSampler(store, name="another").total > 0
+
+
+def test_a_record_that_claims_more_than_the_file_has_is_not_touched():
+    """Touching it would be SIGBUS."""
+    transaction = Transaction(None, {}, within=lambda _: False)
+    assert transaction.copied(memoryview(b"abc")) == b"abc"
+    with pytest.raises(CorruptStoreError, match="claims"):
+        transaction.copied(memoryview(bytes(SLACK + 1)))
+
+
+def test_large_records_of_the_map_and_of_an_open_transaction_pass(make_store):
+    """The latter lie in memory that the file does not have yet."""
+    store = make_store(segment_steps=65536)
+    fill(store, episodes=1, length=9000)
+    store.commit()
+    environment = store._index._environment
+    assert environment._base > 0
+    with store._index.read() as txn:
+        sizes = [len(value) for _, value in txn.raw_items("tails")]
+    assert max(sizes) > SLACK
+    with store._index.write() as txn:
+        txn.put("tails", b"x" * 16, bytes(40 * SLACK))
+        assert len(txn.raw("tails", b"x" * 16)) == 40 * SLACK + 4
+        txn.delete("tails", b"x" * 16)
