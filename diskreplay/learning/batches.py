@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +81,7 @@ class Batches:
     @property
     def skipped(self) -> dict[int, str]:
         """Return the damaged segments that were left out, and why."""
-        return self._loader.skipped
+        return self._store.quarantined
 
     def next(self) -> Batch:
         """Return the next batch."""
@@ -108,12 +109,14 @@ class Batches:
             return
         images = len(leaves) < len(self._store.spec.observation_leaves)
         probe = UniformSampler(self._store, seed=self._config.seed, name="normaliser", resume=False)
+        loader = ReplayLoader(
+            probe, batch_size=NORMALISER_ROWS, prefetch=1, threads=1, on_corruption=self._config.on_corruption
+        )
         pieces: list[list[Tensor]] = [[] for _ in leaves]
-        for _ in range(NORMALISER_BATCHES // 10 if images else NORMALISER_BATCHES):
-            observation = self._store.read(probe.draw(NORMALISER_ROWS).step_ids).observation
-            parts = flatten(self._store.spec.observation, observation, "observation")
+        for batch in islice(loader, NORMALISER_BATCHES // 10 if images else NORMALISER_BATCHES):
+            parts = flatten(self._store.spec.observation, batch.observation, "observation")
             for piece, leaf in zip(pieces, leaves, strict=True):
-                piece.append(torch.from_numpy(parts[leaf].astype(np.float64)).flatten(1))
+                piece.append(parts[leaf].to(torch.float64).flatten(1))
         for piece, leaf in zip(pieces, leaves, strict=True):
             rows = torch.cat(piece)
             set_normaliser(network, leaf, rows.mean(dim=0), rows.std(dim=0, correction=0))

@@ -60,7 +60,8 @@ def _head(stats: Mapping[str, Any]) -> list[str]:
     ]
     if stats.get("quarantined"):
         listed = ", ".join(str(segment) for segment in stats["quarantined"][:10])
-        rows.append(("quarantined", f"{len(stats['quarantined']):,} damaged segments are left out: {listed}"))
+        listed += f" and {len(stats['quarantined']) - 10:,} more" if len(stats["quarantined"]) > 10 else ""
+        rows.append(("quarantined", f"damaged segments that are left out: {listed}"))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from diskreplay import CorruptionWarning
 from diskreplay.store import ReplayStore
 
 SMALL = (
@@ -110,3 +111,19 @@ def test_a_run_inside_the_store_is_refused(cli, store):
     result = cli("train", store, "--out", store / "run")
     assert result.exit_code == 2
     assert "inside the store" in result.stderr
+
+
+def test_a_damaged_segment_ends_the_run_or_is_left_out(cli, check_error, store, tmp_path):
+    shard = min(store.glob("steps/observation/c.*"))
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 0xFF
+    shard.write_bytes(data)
+    check_error(cli("train", store, "--out", tmp_path / "one", *SMALL), shard.name)
+    with pytest.warns(CorruptionWarning):
+        result = cli("train", store, "--out", tmp_path / "two", "--on-corruption", "skip", "--json", *SMALL)
+    assert result.exit_code == 0, result.output
+    segment = int(shard.name.split(".")[1])
+    assert json.loads(result.stdout)["quarantined"] == [segment]
+    stats = cli("stats", store)
+    assert f"left out: {segment}" in stats.stdout
+    assert cli("verify", store, "--quiet").exit_code == 3
