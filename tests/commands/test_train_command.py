@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import pytest
 
@@ -113,16 +114,21 @@ def test_a_run_inside_the_store_is_refused(cli, store):
     assert "inside the store" in result.stderr
 
 
-def test_a_damaged_segment_ends_the_run_or_is_left_out(cli, check_error, store, tmp_path):
+def test_a_damaged_segment_ends_the_run_or_is_left_out(cli, check_error, tmp_path):
+    store = tmp_path / "s.replay"
+    made = cli("ingest", store, "gym:CartPole-v1", "--steps", 400, "--num-envs", 1, "--segment-steps", 64, "--seed", 0)
+    assert made.exit_code == 0
     shard = min(store.glob("steps/observation/c.*"))
     data = bytearray(shard.read_bytes())
     data[10] ^= 0xFF
     shard.write_bytes(data)
     check_error(cli("train", store, "--out", tmp_path / "one", *SMALL), shard.name)
-    with pytest.warns(CorruptionWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CorruptionWarning)
         result = cli("train", store, "--out", tmp_path / "two", "--on-corruption", "skip", "--json", *SMALL)
     assert result.exit_code == 0, result.output
     segment = int(shard.name.split(".")[1])
+    assert f"Warning: segment {segment} is left out" in result.stderr
     assert json.loads(result.stdout)["quarantined"] == [segment]
     stats = cli("stats", store)
     assert f"left out: {segment}" in stats.stdout
