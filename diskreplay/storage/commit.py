@@ -122,18 +122,17 @@ class Committer:
                 self._commit(participants)
 
     def evict(self, transitions: int = 0) -> int:
-        """Drop the oldest segments until so many transitions are gone, or the capacity is kept; return how many went.
+        """Drop the oldest segments until so many transitions are gone; return how many went.
 
-        Works on a full disk: it needs no more than pages of the index that are free.
+        Without a number: until the capacity is kept, what is about to be committed included. Works on a full disk:
+        it needs no more than pages of the index that are free.
         """
         engine = self.engine
         with self._one_at_a_time:
             with engine.lock, engine.index.write() as txn:
                 counters = txn.counters()
                 before = int(counters["transitions"])
-                limit = self.capacity
-                if transitions:
-                    limit = Capacity(max(0, before - transitions))
+                limit = Capacity(max(0, before - transitions)) if transitions else self._capacity_before(txn, counters)
                 evicted = self._evict(txn, counters, limit)
                 counters["commits"] += bool(evicted)
                 txn.put_counters(counters)
@@ -141,6 +140,18 @@ class Committer:
                 self._forget(evicted, counters)
             self._sweep()
         return before - int(counters["transitions"])
+
+    def _capacity_before(self, txn: Writing, counters: Any) -> Capacity:
+        """Return the capacity less what the next commit is going to add."""
+        streams = [stream for stream in self.engine.streams.values() if stream.lock is not None]
+        rows = sum(tail.rows - tail.committed for stream in streams for tail in stream.tails)
+        full = sum(tail.full for stream in streams for tail in stream.tails)
+        size = full * int(counters["bytes_on_disk"]) // max(1, txn.count("segments"))
+        steps, most = self.capacity.steps, self.capacity.size_bytes
+        return Capacity(
+            None if steps is None else max(0, steps - rows),
+            None if most is None else max(0, most - size),
+        )
 
     def _commit(self, participants: Sequence[Participant]) -> None:
         engine = self.engine
