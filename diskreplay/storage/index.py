@@ -13,6 +13,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout, sharing
+from diskreplay.storage.durable import disk_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,10 @@ class Index:
     def __init__(self, path: Path, *, create: bool = False, synced: bool = True, checked: bool = True) -> None:
         self.path = path
         if create:
-            path.mkdir()
+            try:
+                path.mkdir()
+            except OSError as err:
+                raise disk_error(err, path) from err
         self._pid = os.getpid()
         self._environment: Environment | None = None
         self._key, self._environment = sharing.enter(path, create=create, synced=synced, checked=checked)
@@ -124,7 +128,8 @@ class Reading:
         first = start or prefix
         before, seen = b"", 0
         for key, value in self.raw_items(database, prefix, start):
-            if key < first or (seen and key <= before):
+            expected = layout.KEY_BYTES.get(database, len(key))
+            if key < first or (seen and key <= before) or len(key) != expected:
                 raise CorruptStoreError(f"index: table {database}: {key!r} is not in its place")
             before, seen = key, seen + 1
             yield key, layout.open_value(value, f"{database} {key!r}")

@@ -75,6 +75,11 @@ DATABASES = (
     "priorities", "samplers", "sums",
 )  # fmt: skip
 
+KEY_BYTES = {
+    "streams": 4, "segments": 8, "seals": 8, "files": 8, "checks": 8, "episodes": 8, "quarantine": 8, "garbage": 8,
+    "tails": 16,
+}  # fmt: skip
+
 COUNTERS = np.dtype(
     [
         ("commits", "<i8"),
