@@ -96,7 +96,7 @@ class FileLock:
             self.path.parent.mkdir(exist_ok=True)
             return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as err:
-            if not shared:
+            if not shared or err.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise disk_error(err, self.path) from err
         try:  # flock needs no more than an open file: a reader may have no permission to write
             return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
