@@ -20,7 +20,7 @@ from diskreplay.sampling import Draw
 from diskreplay.store.windows import assemble
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from diskreplay.sampling import Sampler
     from diskreplay.storage.reading import Fetched, WindowPlan
@@ -50,11 +50,7 @@ class Planner:
 
     def draw_ahead(self, batch_size: int) -> Draw:
         """Draw a batch that is to be delivered later."""
-        while True:
-            try:
-                return self.sampler.draw_ahead(batch_size)
-            except CorruptStoreError as err:
-                self.skip(err)
+        return self._drawn(self.sampler.draw_ahead, batch_size)
 
     def plan(self, draw: Draw) -> tuple[Draw, WindowPlan]:
         """Return the draw, mended if it had to be, and where its windows lie."""
@@ -100,15 +96,15 @@ class Planner:
             gone = ~store.access.can_sample(draw.step_ids)
             if not gone.any():
                 return draw
-            other = self._replacement(len(draw.step_ids))
+            other = self._drawn(sampler.draw_again, len(draw.step_ids))
             self.redrawn += int(gone.sum())
             weight = np.where(gone, other.weight, draw.weight).astype(np.float32)
             return sampler.mend(draw, np.where(gone, other.step_ids, draw.step_ids), weight)
 
-    def _replacement(self, size: int) -> Draw:
+    def _drawn(self, how: Callable[[int], Draw], size: int) -> Draw:
         while True:
             try:
-                return self.sampler.draw_again(size)
+                return how(size)
             except CorruptStoreError as err:
                 self.skip(err)
 

@@ -106,9 +106,7 @@ class Sampler(ABC):
                     self._drawn_before.clear()
                     draw = None
             if draw is None:
-                if not len(self.store):
-                    raise NotEnoughStepsError(f"{self.store.path}: no transition to sample yet")
-                draw = self._current(lambda: self._draw(int(batch_size)))
+                draw = self.draw_again(int(batch_size))
                 self.batches += 1
             draw = replace(draw, number=next(self._numbers))
             self._in_flight[draw.number] = draw

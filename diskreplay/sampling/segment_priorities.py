@@ -8,6 +8,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.priority import SumTree, leaf_value
+from diskreplay.sampling.sampler import REFRESHES
 from diskreplay.storage.layout import PRIORITY_BLOCK
 from diskreplay.storage.lookup import SegmentLookup
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 UNSAMPLED = np.float32(-1.0)
 TOTALS_AGREE = 1e-6
-REFRESHES = 200
 SPARSE, SPARSE_PLACES = 8, 1024
 
 

@@ -35,6 +35,7 @@ from diskreplay.storage.durable import FileRecord
 from diskreplay.storage.eviction import Capacity, evict_oldest, take_garbage
 from diskreplay.storage.fields import Compression, choose_coding
 from diskreplay.storage.locks import FileLock
+from diskreplay.storage.priorities import is_live
 from diskreplay.storage.quarantine import put_quarantine
 from diskreplay.storage.tail import Running
 
@@ -129,14 +130,17 @@ class Committer:
         """
         engine = self.engine
         with self._one_at_a_time:
-            with engine.lock, engine.index.write() as txn:
-                counters = txn.counters()
-                before = int(counters["transitions"])
-                limit = Capacity(max(0, before - transitions)) if transitions else self._capacity_before(txn, counters)
-                evicted = self._evict(txn, counters, limit)
-                counters["commits"] += bool(evicted)
-                txn.put_counters(counters)
             with engine.lock:
+                with engine.index.write() as txn:
+                    counters = txn.counters()
+                    before = int(counters["transitions"])
+                    if transitions:
+                        limit = Capacity(max(0, before - transitions))
+                    else:
+                        limit = self._capacity_before(txn, counters)
+                    evicted = self._evict(txn, counters, limit)
+                    counters["commits"] += bool(evicted)
+                    txn.put_counters(counters)
                 self._forget(evicted, counters)
             self._sweep()
         return before - int(counters["transitions"])
@@ -295,13 +299,10 @@ class Committer:
     def _gone(self, txn: Writing, evicted: list[int]) -> Callable[[int], bool]:
         """Return a test for segments that are not there any more, here or through another process."""
         dropped, streams = set(evicted), self.engine.streams.values()
-        tails = {tail.segment for stream in streams if stream.lock is not None for tail in stream.tails}
-        for key, _ in txn.items("streams"):
-            tails.update((txn.json("streams", key) or {}).get("tails", []))
+        mine = {tail.segment for stream in streams if stream.lock is not None for tail in stream.tails}
 
         def gone(segment: int) -> bool:
-            key = layout.segment_key(segment)
-            return segment in dropped or (segment not in tails and txn.get("segments", key) is None)
+            return segment in dropped or (segment not in mine and not is_live(txn, segment))
 
         return gone
 
@@ -311,10 +312,7 @@ class Committer:
         entry = record[0]
         entry["segment"], entry["previous"] = tail.segment, stream.last_segment
         entry["stream"], entry["rows"] = stream.number, tail.rows
-        entry["ends"] = entry["episodes"] = tail.n_ends
-        entry["first_end"] = tail.ends[0] if tail.n_ends else -1
-        entry["last_end"] = tail.ends[tail.n_ends - 1] if tail.n_ends else -1
-        entry["first_flags"] = tail.flags[0] if tail.n_ends else 0
+        layout.note_episodes(entry, tail.episodes[: tail.n_ends])
         entry["bytes_on_disk"] = sum(item.length for item in job.files)
         # A commit whose end failed may count all the same: then it has its seal number already.
         known = txn.array("segments", key, layout.SEGMENT)

@@ -335,13 +335,11 @@ class Engine:
     def _load_streams(self, txn: Reading) -> int:
         """Take in the streams that others write; return how many tail records that were."""
         applied = 0
-        for key, payload in txn.items("streams"):
-            number = int.from_bytes(key, "big")
+        for number, data in txn.streams():
             stream = self.streams.get(number)
             if stream is None:
                 stream = self.streams[number] = Stream(number, "")
             if stream.lock is None:
-                data = layout.open_json(layout.seal_value(payload), f"stream {number}")
                 applied += self._load_tails(txn, stream, stream.update(data))
         return applied
 
@@ -367,8 +365,9 @@ class Engine:
     def _set_aside_leftovers(self, stream: Stream) -> None:
         """Move aside what a writer that died had written for segments that never were committed."""
         with self.index.read() as txn:
-            record = txn.json("streams", layout.stream_key(stream.number)) or {}
-            stream.update({**stream.to_json([]), **record})
+            record = txn.json("streams", layout.stream_key(stream.number))
+            if record is not None:
+                stream.update(record)
             taken = [s for s in stream.taken if txn.get("segments", layout.segment_key(s)) is None]
         known = {tail.segment for tail in stream.tails}
         self.writer.set_aside([segment for segment in taken if segment not in known])

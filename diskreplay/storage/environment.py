@@ -4,8 +4,8 @@ Owns the settings (the 0.9 engine, full sync unless the store's durability is "p
 full disk, no read-ahead), the translation of errors, and what LMDB does not do for us:
 
 - Past the end of its file a memory map is SIGBUS: the file is made as long as its meta page says, and a little longer,
-  and what a record claims beyond is not touched. That it was cut
-  off, or that LMDB fell back to its older meta page, is known from a note beside it (watermark.py).
+  and what a record claims beyond is not touched. That it was cut off, or that LMDB fell back to its older meta page, is
+  known from a note beside it (watermark.py).
 - A failed commit can leave it refusing everything: the environment is opened anew before it is used again.
 - A reader that died keeps pages from being used again: readers are checked at open and by committers, every 30 s.
 """
@@ -106,9 +106,7 @@ class Environment:
         If committing fails, whether it counts can be unclear: what is written must be such that it can be written
         again.
         """
-        if self._broken:
-            self._mend()
-        with self.gate, translated(self.path):
+        with self._inside():
             txn = Transaction(self._begin(write=write), self._databases, self._within)
             try:
                 yield txn
@@ -122,9 +120,7 @@ class Environment:
 
     def copy(self, path: Path) -> None:
         """Write a compact copy of the index, of one moment, into an empty folder."""
-        if self._broken:
-            self._mend()
-        with self.gate, translated(self.path):
+        with self._inside():
             self._lmdb.copy(str(path), compact=True)
 
     def close(self) -> None:
@@ -137,6 +133,13 @@ class Environment:
         """Make sure that it is never closed: in a child whose parent's threads were inside."""
         if self._lmdb is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._lmdb))
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        if self._broken:
+            self._mend()
+        with self.gate, translated(self.path):
+            yield
 
     def _begin(self, *, write: bool) -> Any:
         try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diskreplay.storage import layout
+from diskreplay.storage.priorities import forget_priorities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,9 +56,7 @@ def evict_oldest(txn: Writing, counters: Any, capacity: Capacity) -> list[int]:
         evicted.append(int.from_bytes(key, "big"))
     if not capacity.exceeded(counters):
         return evicted
-    pinned = {
-        int.from_bytes(key, "big") for key, _ in txn.items("streams") if (txn.json("streams", key) or {}).get("pinned")
-    }
+    pinned = {number for number, data in txn.streams() if data.get("pinned")}
     for key, record in _records(txn, "segments"):
         if not capacity.exceeded(counters):
             break
@@ -87,7 +86,5 @@ def _forget(txn: Writing, key: bytes, record: Any, catalogue: str) -> None:
     txn.delete("seals", layout.segment_key(int(record["seal"])))
     for database in (catalogue, "files", "checks", "episodes"):
         txn.delete(database, key)
-    for name, _ in list(txn.items("samplers")):
-        txn.delete("sums", layout.sum_key(name.decode(), int.from_bytes(key, "big")))
-        txn.delete_prefix("priorities", name + b"\0" + key)
+    forget_priorities(txn, int.from_bytes(key, "big"))
     txn.put("garbage", key, b"")

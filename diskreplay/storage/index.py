@@ -110,13 +110,19 @@ class Reading:
 
     def json(self, database: str, key: bytes) -> dict[str, Any] | None:
         """Return a JSON record, or None."""
-        value = self.raw(database, key)
-        return None if value is None else layout.open_json(value, f"{database} {key!r}")
+        payload = self.get(database, key)
+        return None if payload is None else layout.parse_json(payload, f"{database} {key!r}")
 
     def array(self, database: str, key: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
         """Return a record as an array, or None."""
         value = self.raw(database, key)
         return None if value is None else layout.open_array(value, dtype, f"{database} {key!r}")
+
+    def streams(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (number, JSON record) of every stream."""
+        for key, payload in self.items("streams"):
+            number = int.from_bytes(key, "big")
+            yield number, layout.parse_json(payload, f"stream {number}")
 
     def items(self, database: str, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield (key, record) in key order, from `start` on, as long as keys begin with `prefix`.
@@ -183,8 +189,7 @@ class Writing(Reading):
 
     def put_json(self, database: str, key: bytes, data: dict[str, Any]) -> None:
         """Write a JSON record."""
-        self.txn.put(key, layout.json_value(data), db=self.databases[database])
-        self.transaction.changed = True
+        self.put(database, key, layout.json_payload(data))
 
     def put_counters(self, counters: Any) -> None:
         """Write the store's counters."""

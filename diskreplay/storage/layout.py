@@ -60,6 +60,8 @@ import numpy as np
 from diskreplay.errors import CorruptStoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
@@ -214,14 +216,14 @@ def records(payload: bytes, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
     return np.frombuffer(payload, dtype=dtype)
 
 
-def open_json(value: bytes, what: str) -> dict[str, Any]:
-    """Return a value's JSON object.
+def parse_json(payload: bytes, what: str) -> dict[str, Any]:
+    """Return the JSON object that a record without its checksum holds.
 
     Raises:
-        CorruptStoreError: If the checksum does not match or it is no JSON object.
+        CorruptStoreError: If it is none.
     """
     try:
-        data = json.loads(open_value(value, what))
+        data = json.loads(payload)
     except ValueError as err:
         raise CorruptStoreError(f"index: the record of {what} is no JSON") from err
     if not isinstance(data, dict):
@@ -229,6 +231,18 @@ def open_json(value: bytes, what: str) -> dict[str, Any]:
     return data
 
 
-def json_value(data: dict[str, Any]) -> bytes:
-    """Return a JSON object as an LMDB value."""
-    return seal_value(json.dumps(data, separators=(",", ":")).encode())
+def json_payload(data: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as a record without its checksum."""
+    return json.dumps(data, separators=(",", ":")).encode()
+
+
+def note_episodes(segment: Any, episodes: NDArray[Any]) -> None:
+    """Have a SEGMENT record say what the segment's EPISODE records say."""
+    segment["ends"] = segment["episodes"] = len(episodes)
+    segment["first_end"], segment["last_end"] = episodes["end_row"][[0, -1]] if len(episodes) else (-1, -1)
+    segment["first_flags"] = episodes["flags"][0] if len(episodes) else 0
+
+
+def cut_episode(first_step_id: int, end_row: int, length: int, episode_return: float) -> NDArray[Any]:
+    """Return one EPISODE, of an episode that ends in this row because what followed is lost."""
+    return np.array([(first_step_id, end_row, length, episode_return, INTERRUPTED | CUT)], EPISODE)

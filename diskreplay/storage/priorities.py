@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from diskreplay.storage.index import Reading
+    from diskreplay.storage.index import Reading, Writing
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,12 @@ class SamplerCheckpoint:
 
 def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
     """Return what the sampler of that name committed last, or None. Cost: O(segments), not O(rows)."""
-    state = dict(txn.items("samplers")).get(name.encode()) and txn.json("samplers", name.encode())  # all are counted
-    if not state:
+    payload = dict(txn.items("samplers")).get(name.encode())  # all, so that it is noticed if one is missing
+    if payload is None:
         if next(txn.keys("sums", name.encode() + b"\0"), None) is not None:
             raise CorruptStoreError(f"index: sampler {name!r} has priorities, but its state is missing")
         return None
+    state = layout.parse_json(payload, f"sampler {name!r}")
     keys, values = [], []
     for key, payload in txn.items("sums"):  # all, so that it is noticed if some are missing
         if key[:-8] == name.encode() + b"\0":
@@ -71,4 +72,11 @@ def is_live(txn: Reading, segment: int) -> bool:
     """Return whether a segment is sealed and not evicted, or in the tail of a stream."""
     if txn.get("segments", layout.segment_key(segment)) is not None:
         return True
-    return any(segment in (txn.json("streams", key) or {}).get("tails", []) for key, _ in txn.items("streams"))
+    return any(segment in data.get("tails", []) for _, data in txn.streams())
+
+
+def forget_priorities(txn: Writing, segment: int) -> None:
+    """Remove what every sampler committed of a segment that leaves the catalogue."""
+    for name, _ in list(txn.items("samplers")):
+        txn.delete("sums", layout.sum_key(name.decode(), segment))
+        txn.delete_prefix("priorities", name + b"\0" + layout.segment_key(segment))

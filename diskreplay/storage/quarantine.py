@@ -15,6 +15,7 @@ import numpy as np
 from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
 from diskreplay.storage.fields import EPISODE, REWARD
+from diskreplay.storage.priorities import forget_priorities
 
 if TYPE_CHECKING:
     from diskreplay.storage.engine import Engine
@@ -65,9 +66,7 @@ def put_quarantine(txn: Writing, engine: Engine, counters: Any) -> None:
         txn.put("quarantine", key, record.tobytes())
         txn.delete("segments", key)
         txn.delete("seals", layout.segment_key(int(record["seal"])))
-        for name, _ in list(txn.items("samplers")):
-            txn.delete("sums", layout.sum_key(name.decode(), segment))
-            txn.delete_prefix("priorities", name + b"\0" + key)
+        forget_priorities(txn, segment)
         counters["transitions"] -= int(record["rows"]) - int(record["ends"])
         counters["evictions"] += 1  # so that other processes drop it
         if entry is not None:
@@ -82,15 +81,11 @@ def put_cut(txn: Writing, segment: int, entry: Any, counters: Any) -> None:
     if records is None or episodes is None:
         return
     record = records.copy()[0]
-    row = int(record["rows"]) - 1
-    if record["last_end"] == row:
+    if record["last_end"] == record["rows"] - 1:
         return
-    if not record["ends"]:
-        record["first_end"], record["first_flags"] = row, entry["flags"]
-    record["ends"] += 1
-    record["episodes"] += 1
-    record["last_end"], record["cut"] = row, 1
-    joined = np.concatenate([episodes, np.array([entry], layout.EPISODE)])
+    joined = np.concatenate([episodes, entry])
+    layout.note_episodes(record, joined)
+    record["cut"] = 1
     txn.put("segments", key, record.tobytes())
     txn.put("episodes", key, joined.tobytes())
     counters["transitions"] -= 1
@@ -112,9 +107,7 @@ def _cut_episode(engine: Engine, slot: int) -> Any:
             break
         here = int(table.previous[here])
         stop = int(table.rows[here])
-    entry = np.zeros(1, layout.EPISODE)
-    entry[0] = (first, last, length, total, layout.INTERRUPTED | layout.CUT)
-    return entry[0]
+    return layout.cut_episode(first, last, length, total)
 
 
 def _rows(engine: Engine, field: str, slot: int, start: int, stop: int) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from diskreplay.errors import CorruptStoreError, ReplayError, StepEvictedError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import disk_error
-from diskreplay.storage.segments import parse_shard_index, shard_index_bytes
+from diskreplay.storage.segments import parse_shard_index, shard_index_bytes, shard_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -177,7 +177,7 @@ class Residency:
 
     def _open_file(self, slot: int, segment: int, name: str, opened: OpenSegment) -> None:
         field = self.fields[name]
-        path = layout.field_path(self.root, name) / layout.shard_name(segment, 1 + len(field.shape))
+        path = layout.field_path(self.root, name) / shard_name(segment, field)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:

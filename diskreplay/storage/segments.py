@@ -133,9 +133,8 @@ class SegmentWriter:
             folder = layout.field_path(self.root, field.name)
             self.disk.unlink(folder / shard_name(segment, field))
 
-    def set_aside(self, segments: Sequence[int]) -> int:
-        """Move shards that no catalogue entry names into lost+found; return how many there were."""
-        moved = 0
+    def set_aside(self, segments: Sequence[int]) -> None:
+        """Move shards that no catalogue entry names into lost+found."""
         for segment in segments:
             for field in self.fields:
                 name = shard_name(segment, field)
@@ -145,8 +144,6 @@ class SegmentWriter:
                     target = self.root / layout.LOST / layout.STEPS / field.name
                     self.disk.make_directory(target)
                     self.disk.move(path, target / name)
-                    moved += 1
-        return moved
 
     def sync_fields(self) -> None:
         """Make removals durable."""

@@ -13,12 +13,10 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from diskreplay.storage.environment import Environment
+from diskreplay.storage.environment import PATIENCE_S, Environment
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-PATIENCE_S = 5.0
 
 _registry: dict[tuple[int, int], Environment] = {}
 _registry_lock = threading.Lock()

@@ -24,6 +24,7 @@ from diskreplay.storage import layout
 from diskreplay.storage.durable import Disk, disk_error
 from diskreplay.storage.environment import MAP_SIZE, Transaction, translated
 from diskreplay.storage.index import Reading
+from diskreplay.storage.segments import shard_name
 from diskreplay.storage.upkeep.arrays import DOCUMENT
 from diskreplay.storage.upkeep.records import Catalogue, read_catalogue
 
@@ -161,29 +162,26 @@ class _Copying:
     def _copy_shards(self, catalogue: Catalogue) -> list[tuple[int, Path]]:
         """Copy what is not there yet; return the segments, and files, that are missing."""
         sizes = {s: int(record["bytes_on_disk"]) for s, record in catalogue.segments.items()}
-        total, missing = sum(sizes.values()), []
+        total, done, missing = sum(sizes.values()), sum(self._have.values()), []
         for segment in sorted(sizes):
             if segment in self._have:
                 continue
             try:
                 for item in self.engine.fields:
-                    name = layout.shard_name(segment, 1 + len(item.shape))
-                    source = layout.field_path(self.engine.root, item.name) / name
-                    self._copy(source, layout.field_path(self.partial, item.name) / name)
+                    source = layout.field_path(self.engine.root, item.name) / shard_name(segment, item)
+                    self._copy(source, layout.field_path(self.partial, item.name) / source.name)
             except FileNotFoundError:
                 missing.append((segment, source))
                 continue
             self._have[segment] = sizes[segment]
+            done += sizes[segment]
             if self.progress is not None:
-                self.progress(sum(self._have.values()), total)
+                self.progress(done, total)
         for segment in catalogue.quarantine:
             for item in self.engine.fields:
-                name = layout.shard_name(segment, 1 + len(item.shape))
+                source = layout.field_path(self.engine.root, item.name) / shard_name(segment, item)
                 with contextlib.suppress(FileNotFoundError):
-                    self._copy(
-                        layout.field_path(self.engine.root, item.name) / name,
-                        layout.field_path(self.partial, item.name) / name,
-                    )
+                    self._copy(source, layout.field_path(self.partial, item.name) / source.name)
         return missing
 
     def _copy(self, source: Path, target: Path) -> None:
@@ -213,7 +211,7 @@ class _Copying:
         """Drop what an earlier attempt copied and the last copy of the index does not name any more."""
         named = {*catalogue.segments, *catalogue.quarantine}
         for item in self.engine.fields:
-            wanted = {layout.shard_name(segment, 1 + len(item.shape)) for segment in named}
+            wanted = {shard_name(segment, item) for segment in named}
             for path in layout.field_path(self.partial, item.name).iterdir():
                 if path.name not in wanted:
                     path.unlink()

@@ -136,7 +136,7 @@ class Draft:
 
     def put_json(self, database: str, key: bytes, data: Mapping[str, Any]) -> bool:
         """Note a JSON record, likewise."""
-        return self.put(database, key, layout.json_value(dict(data))[:-4])
+        return self.put(database, key, layout.json_payload(data))
 
     def lose(self, what: str, why: str, stream: int = -1, steps: int = 0, episodes: int = 0) -> None:
         """Note what leaves the store."""

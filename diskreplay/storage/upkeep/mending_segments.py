@@ -145,9 +145,7 @@ def cut_episodes(draft: Draft) -> None:
         run, rows = kept.after, int(kept.record["rows"])
         if run.first_step_id < 0 or segment in follows:
             continue
-        entry = np.zeros(1, layout.EPISODE)
-        total = run.total - kept.last_reward
-        entry[0] = (run.first_step_id, rows - 1, run.steps - 1, total, layout.INTERRUPTED | layout.CUT)
+        entry = layout.cut_episode(run.first_step_id, rows - 1, run.steps - 1, run.total - kept.last_reward)
         kept.episodes = np.concatenate([kept.episodes, entry])
         stored = draft.old.segments.get(segment)
         if stored is None or stored["last_end"] != rows - 1:
@@ -160,13 +158,11 @@ def cut_episodes(draft: Draft) -> None:
 def put_segments(draft: Draft) -> None:
     """Note the records of segments, but for `segments` itself: see `mend_seals`."""
     for segment, kept in draft.sound.items():
-        record, ends, key = kept.record, kept.episodes["end_row"], layout.segment_key(segment)
+        record, key = kept.record, layout.segment_key(segment)
         stored = _stored_cut(draft, segment, kept)
         if stored is not None:
             kept.episodes = stored
-        record["ends"] = record["episodes"] = len(ends)
-        record["first_end"], record["last_end"] = (ends[0], ends[-1]) if len(ends) else (-1, -1)
-        record["first_flags"] = kept.episodes["flags"][0] if len(ends) else 0
+        layout.note_episodes(record, kept.episodes)
         record["bytes_on_disk"] = kept.files["length"].sum()
         record["cut"] = is_cut(kept.episodes, int(record["rows"]))
         draft.put("files", key, kept.files.tobytes())

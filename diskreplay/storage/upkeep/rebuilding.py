@@ -68,7 +68,7 @@ def rebuild(
     kept: dict[int, _Segment] = {}
     if codings:
         kept = _examine(ShardExaminer(root, fields, segment_steps, codings), sorted(present), out, progress)
-        made.records["meta", b"fields"] = layout.json_value({n: c.to_json() for n, c in codings.items()})[:-4]
+        made.records["meta", b"fields"] = layout.json_payload({n: c.to_json() for n, c in codings.items()})
         wrong = list(array_problems(root, array_documents(fields, segment_steps, codings), 0))
         if wrong:
             raise CorruptStoreError(f"{wrong[0].where}: {wrong[0].what}", path=root)
@@ -82,7 +82,7 @@ def rebuild(
     counters["bytes_on_disk"] = sum(int(record["bytes_on_disk"]) for record in records)
     made.records["meta", b"counters"] = counters.tobytes()
     made.records["meta", b"metadata"] = b"{}"
-    made.records["meta", b"description"] = layout.json_value(description)[:-4]
+    made.records["meta", b"description"] = layout.json_payload(description)
     out.moves += [
         str(item.path.relative_to(root))
         for item in candidates(root, fields)
@@ -172,19 +172,16 @@ def _put(kept: dict[int, _Segment], segment_steps: int, made: Rebuilt, out: Mend
         episodes, run = here.told.episodes, here.told.after
         cut = run.first_step_id >= 0 and not here.followed
         if cut:
-            entry = np.zeros(1, layout.EPISODE)
             total = run.total - float(here.found.columns[REWARD][-1])
-            entry[0] = (run.first_step_id, rows - 1, run.steps - 1, total, layout.INTERRUPTED | layout.CUT)
-            episodes = np.concatenate([episodes, entry])
+            end = layout.cut_episode(run.first_step_id, rows - 1, run.steps - 1, total)
+            episodes = np.concatenate([episodes, end])
             why = "the next observation is lost, or cannot be told for certain"
             out.losses.append(Loss(f"step {segment * segment_steps + rows - 1}", why, steps=1))
-        ends = episodes["end_row"]
         record = np.zeros(1, layout.SEGMENT)
         entry = record[0]
         entry["segment"], entry["previous"], entry["stream"] = segment, here.previous, here.stream
-        entry["rows"], entry["ends"], entry["episodes"] = rows, len(ends), len(ends)
-        entry["first_end"], entry["last_end"] = (ends[0], ends[-1]) if len(ends) else (-1, -1)
-        entry["first_flags"] = episodes["flags"][0] if len(ends) else 0
+        entry["rows"] = rows
+        layout.note_episodes(entry, episodes)
         entry["bytes_on_disk"] = here.found.files["length"].sum()
         entry["sealed_at"], entry["seal"], entry["cut"] = here.sealed_at, seal, cut
         key = layout.segment_key(segment)
@@ -198,8 +195,8 @@ def _put(kept: dict[int, _Segment], segment_steps: int, made: Rebuilt, out: Mend
             {"name": f"recovered-{here.stream}", "tails": [], "steps": 0, "episodes": 0, "pinned": False},
         )
         stream["last_segment"] = segment
-        stream["steps"] += rows - len(ends)
-        stream["episodes"] += len(ends)
+        stream["steps"] += rows - len(episodes)
+        stream["episodes"] += len(episodes)
     for number, data in streams.items():
-        made.records["streams", layout.stream_key(number)] = layout.json_value(data)[:-4]
+        made.records["streams", layout.stream_key(number)] = layout.json_payload(data)
     return len(streams)

@@ -116,7 +116,7 @@ def read_catalogue(txn: Reading, fields: Sequence[Field], segment_steps: int) ->
         out.seals[int.from_bytes(key, "big")] = int.from_bytes(payload, "big")
     for key, payload in _sound(txn, out, "samplers"):
         try:
-            out.samplers[_text(key)] = layout.open_json(layout.seal_value(payload), f"samplers {key!r}")
+            out.samplers[_text(key)] = layout.parse_json(payload, f"samplers {key!r}")
         except CorruptStoreError as err:
             _note(out, "samplers", key, str(err), layout.seal_value(payload))
     for database in ("segments", "quarantine", "garbage", *BY_SEGMENT):
@@ -217,7 +217,7 @@ def _read_streams(txn: Reading, out: Catalogue) -> None:
     for key, payload in _sound(txn, out, "streams"):
         stream = Stream(int.from_bytes(key, "big"), "")
         try:
-            data = layout.open_json(layout.seal_value(payload), f"streams {key!r}")
+            data = layout.parse_json(payload, f"streams {key!r}")
             stream.update(data)
         except CorruptStoreError as err:
             _note(out, "streams", key, str(err), layout.seal_value(payload))
@@ -237,7 +237,7 @@ def _read_meta(txn: Reading, out: Catalogue, fields: Sequence[Field], segment_st
     for key in (b"fields", b"metadata", b"description"):
         if key in found:
             try:
-                parsed[key] = layout.open_json(layout.seal_value(found[key]), f"meta {key!r}")
+                parsed[key] = layout.parse_json(found[key], f"meta {key!r}")
             except CorruptStoreError as err:
                 _note(out, "meta", key, str(err), layout.seal_value(found[key]))
                 lost.add(key)

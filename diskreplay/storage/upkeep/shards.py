@@ -18,7 +18,7 @@ from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.fields import EPISODE, IS_LAST, REWARD, TERMINATED, TRUNCATED
 from diskreplay.storage.gather import Geometry, Pieces
-from diskreplay.storage.segments import is_regular, parse_shard_index, shard_index_bytes
+from diskreplay.storage.segments import is_regular, parse_shard_index, shard_index_bytes, shard_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,7 +70,7 @@ class ShardExaminer:
 
     def path(self, item: Field, segment: int) -> Path:
         """Return the path of a segment's shard."""
-        return layout.field_path(self.root, item.name) / layout.shard_name(segment, 1 + len(item.shape))
+        return layout.field_path(self.root, item.name) / shard_name(segment, item)
 
     def paths(self, segment: int) -> list[Path]:
         """Return the paths of a segment's shards."""
