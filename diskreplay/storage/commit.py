@@ -169,9 +169,9 @@ class Committer:
             ]
         if jobs:
             self._choose_codings(jobs)
-        for job in jobs:
-            tail = job.tail
-            job.files, job.checks = engine.writer.write(tail.segment, tail.arrays, tail.rows, engine.codings)
+            written = engine.writer.write([job.tail for job in jobs], engine.codings)
+            for job, (files, checks) in zip(jobs, written, strict=True):
+                job.files, job.checks = files, checks
         with engine.lock:
             self._transact(jobs, participants)
         self._sweep()

@@ -1,7 +1,7 @@
 """The one seam to the disk: everything the engine writes to a file goes through `Disk`.
 
 Owns fsync and atomic replacement. LMDB writes past it, by its own protocol. A failed fsync is never retried: the
-attempt's temporary file is removed and the error raised, because a second fsync of the same file may succeed
+attempt's temporary files are removed and the error raised, because a second fsync of the same file may succeed
 although the data are gone.
 """
 
@@ -12,7 +12,10 @@ import contextlib
 import ctypes
 import errno
 import os
+import threading
 import zlib
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
@@ -21,9 +24,12 @@ from zarr.storage import LocalStore
 from diskreplay.errors import ReadOnlyError, ReplayError, StoreFullError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from zarr.core.buffer import Buffer
 
 PARTIAL = ".partial"
+SYNCING = 8  # threads
 _libc = ctypes.CDLL(None, use_errno=True)
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 TOO_MANY = frozenset({errno.EMFILE, errno.ENFILE})
@@ -53,6 +59,31 @@ def disk_error(err: OSError, path: str | os.PathLike[str]) -> ReplayError:
     return ReplayError(f"{path}: {err.strerror or err}", path=path)
 
 
+@dataclass
+class Staged:
+    """A file written under a temporary name; leaving the context closes it, and removes it if it is still there."""
+
+    path: Path
+    partial: Path
+    fd: int
+    record: FileRecord
+    placed: bool = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and remove what was not settled."""
+        with contextlib.suppress(OSError):
+            os.close(self.fd)
+        if not self.placed:
+            with contextlib.suppress(OSError):
+                self.partial.unlink()
+
+
 class Disk:
     """Write, sync and remove files; tests replace it to count, fail or drop calls.
 
@@ -76,6 +107,17 @@ class Disk:
             StoreFullError: If the disk or a quota is full.
             ReplayError: On any other failed call; `path` is then what it was before.
         """
+        with self.stage(path, data) as staged:
+            self.settle([staged])
+        return staged.record
+
+    def stage(self, path: Path, data: Any) -> Staged:
+        """Write what is to replace `path` beside it; `settle` puts it there. A context manager: see `Staged`.
+
+        Raises:
+            StoreFullError: If the disk or a quota is full.
+            ReplayError: On any other failed call.
+        """
         view = memoryview(data).cast("B")
         # One name, so that what a crash leaves is replaced by the next attempt; only one process at a time writes a
         # file: a shard belongs to a stream's writer, an array's zarr.json to the holder of the layout lock.
@@ -83,30 +125,72 @@ class Disk:
         try:
             partial.unlink(missing_ok=True)  # and not truncated: it could be a link to something else
             fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            try:
-                written = 0
-                while written < len(view):
-                    written += os.write(fd, view[written:])
-                self.sync(fd)
-            finally:
-                os.close(fd)
-            partial.rename(path)
         except OSError as err:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             raise disk_error(err, path) from err
-        return FileRecord(len(view), zlib.crc32(view))
+        staged = Staged(path, partial, fd, FileRecord(len(view), zlib.crc32(view)))
+        try:
+            written = 0
+            while written < len(view):
+                written += os.write(fd, view[written:])
+        except BaseException as err:
+            staged.close()
+            if isinstance(err, OSError):
+                raise disk_error(err, path) from err
+            raise
+        return staged
+
+    def settle(self, staged: Sequence[Staged]) -> None:
+        """Sync staged files side by side, then rename each into place; durable but for the directory entries.
+
+        Side by side, because syncs that are on their way together share the disk's flush: 14 one after the other
+        took 75 ms where these took 12.
+
+        Raises:
+            StoreFullError: If the disk or a quota is full.
+            ReplayError: On any other failed call; some files may be in place.
+        """
+        self._sync_all([(item.fd, item.path) for item in staged])
+        for item in staged:
+            try:
+                item.partial.rename(item.path)
+            except OSError as err:
+                raise disk_error(err, item.path) from err
+            item.placed = True
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                self.sync(fd)
-            finally:
-                os.close(fd)
-        except OSError as err:
-            raise disk_error(err, path) from err
+        self.sync_directories([path])
+
+    def sync_directories(self, paths: Sequence[Path]) -> None:
+        """Make the names in directories durable, side by side."""
+        with contextlib.ExitStack() as stack:
+            fds = []
+            for path in paths:
+                try:
+                    fds.append((os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path))
+                except OSError as err:
+                    raise disk_error(err, path) from err
+                stack.callback(os.close, fds[-1][0])
+            self._sync_all(fds)
+
+    def _sync_all(self, files: Sequence[tuple[int, Path]]) -> None:
+        """Sync open files or directories, each once, in a few threads; raise what failed first."""
+        waiting, failed = deque(files), list[BaseException]()
+
+        def work() -> None:
+            with contextlib.suppress(IndexError):
+                while not failed:
+                    fd, path = waiting.popleft()
+                    try:
+                        self.sync(fd)
+                    except OSError as err:
+                        failed.append(disk_error(err, path))
+                    except BaseException as err:  # noqa: BLE001  raised below, once no thread uses the files any more
+                        failed.append(err)
+
+        failed += _side_by_side(work, min(SYNCING, len(files)) if self.durability == "power" else 1)
+        if failed:
+            raise failed[0]
 
     def sync_everything(self, path: Path) -> None:
         """Make all that was ever written to the file system of this folder durable, whatever the durability.
@@ -150,8 +234,25 @@ class Disk:
             raise disk_error(err, path) from err
 
 
+def _side_by_side(work: Callable[[], None], threads: int) -> list[BaseException]:
+    """Do `work`, which raises nothing, in so many threads, this one included; return what came up while waiting."""
+    helpers = [threading.Thread(target=work, name="diskreplay-sync") for _ in range(threads - 1)]
+    interrupts = []
+    with contextlib.suppress(RuntimeError):  # no more threads are to be had, or the interpreter is shutting down
+        for helper in helpers:
+            helper.start()
+    work()
+    for helper in helpers:
+        while helper.is_alive():
+            try:
+                helper.join()
+            except BaseException as err:  # noqa: BLE001  the caller closes files that the others may still use
+                interrupts.append(err)
+    return interrupts
+
+
 class DurableStore(LocalStore):
-    """A zarr store on the local disk that syncs what it writes and remembers it until it is asked.
+    """A zarr store on the local disk that syncs what it writes.
 
     zarr's own LocalStore renames but never syncs: after a power cut none of its chunks need be there.
     """
@@ -159,7 +260,6 @@ class DurableStore(LocalStore):
     def __init__(self, root: Path | str, *, read_only: bool = False, disk: Disk | None = None) -> None:
         super().__init__(root, read_only=read_only)
         self.disk = disk or Disk()
-        self.written: dict[str, tuple[FileRecord, memoryview]] = {}
 
     def with_read_only(self, read_only: bool = False) -> Self:
         """Return the same store, read-only or not."""
@@ -170,8 +270,7 @@ class DurableStore(LocalStore):
         self._check_writable()
         path = Path(self.root) / key
         self.disk.make_directory(path.parent)
-        data = memoryview(value.as_buffer_like()).cast("B")
-        self.written[key] = self.disk.write_file(path, data), data
+        self.disk.write_file(path, value.as_buffer_like())
         self.disk.sync_directory(path.parent)
 
     async def set(self, key: str, value: Buffer) -> None:

@@ -321,6 +321,21 @@ def gather(
 
 
 @njit(nogil=True, cache=True)
+def frame(rows, framed, checks):
+    """Copy raw chunks, (N, bytes) u8, into (N, bytes + 4) u8, each followed by its crc32c; note those in (N,) u32."""
+    size = np.uint64(rows.shape[1])
+    source, target = np.uint64(rows.ctypes.data), np.uint64(framed.ctypes.data)
+    for i in range(len(rows)):
+        check = native.crc32c_extend(np.uint32(0), source, size)
+        native.memcpy(target, source, size)
+        checks[i] = check
+        for j in range(4):
+            framed[i, rows.shape[1] + j] = (check >> np.uint32(8 * j)) & np.uint32(255)
+        source += size
+        target += size + np.uint64(4)
+
+
+@njit(nogil=True, cache=True)
 def _u32(raw, at):
     return (np.int64(raw[at]) | (np.int64(raw[at + 1]) << 8) | (np.int64(raw[at + 2]) << 16)
             | (np.int64(raw[at + 3]) << 24))  # fmt: skip

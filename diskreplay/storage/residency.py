@@ -14,7 +14,7 @@ import numpy as np
 from diskreplay.errors import CorruptStoreError, ReplayError, StepEvictedError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import disk_error
-from diskreplay.storage.segments import parse_shard_index, shard_index_bytes, shard_name
+from diskreplay.storage.shard import parse_shard_index, shard_index_bytes, shard_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Write segments as zarr v3 shards, and the arrays they belong to. Everything goes through zarr-python.
+"""Write segments as zarr v3 shards, and the arrays they belong to: metadata through zarr-python, shards by shard.py.
 
 A shard is written once: to a temporary name, synced, renamed, its folder synced. Only then may the catalogue name
 it. The arrays' shape is ahead of what is written, in powers of two, so that zarr.json is rewritten rarely.
@@ -6,9 +6,9 @@ it. The arrays' shape is ahead of what is written, in powers of two, so that zar
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,18 +17,20 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
-from diskreplay.storage.durable import PARTIAL, Disk, DurableStore, FileRecord, disk_error
+from diskreplay.storage.durable import PARTIAL, Disk, DurableStore, disk_error
 from diskreplay.storage.locks import FileLock
+from diskreplay.storage.shard import encode_shard, shard_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
+    from diskreplay.storage.durable import FileRecord, Staged
     from diskreplay.storage.fields import Coding, Field
+    from diskreplay.storage.tail import Tail
 
 FIRST_SEGMENTS = 16
+MOST_STAGED = 64  # files open at a time
 MOST_DESCRIPTION_BYTES = 16 << 20
 
 
@@ -48,7 +50,7 @@ class SegmentWriter:
         self.segment_steps = segment_steps
         self.disk = disk
         self._store = DurableStore(root, disk=disk)
-        self._arrays: dict[str, Any] = {}
+        self._rows = 0
 
     def create_group(self, attributes: dict[str, Any]) -> None:
         """Write the store's group, with the attributes that describe it, and the group of its arrays."""
@@ -81,51 +83,34 @@ class SegmentWriter:
                 )
         self.disk.sync_directory(self.root / layout.STEPS)
 
-    def write(
-        self,
-        segment: int,
-        arrays: Mapping[str, NDArray[Any]],
-        rows: int,
-        codings: Mapping[str, Coding],
-    ) -> tuple[list[FileRecord], bytes]:
-        """Write one shard a field, durably; return what the catalogue must know of files and chunks.
+    def write(self, tails: Sequence[Tail], codings: Mapping[str, Coding]) -> list[tuple[list[FileRecord], bytes]]:
+        """Write one shard a field for each tail, durably; return what the catalogue must know of files and chunks.
 
         Raises:
             StoreFullError: If there is no room; the shards written so far do not count.
         """
-        start = segment * self.segment_steps
-        records, checks = [], []
-        for field in self.fields:
-            chunk = codings[field.name].chunk_steps
-            chunks = -(-rows // chunk)
-            values = arrays[field.name][: chunks * chunk]
-            if rows < len(values):
-                values = values.copy()
-                values[rows:] = field.fill
-            array = self._array(field, codings[field.name], segment)
-            key = f"{layout.STEPS}/{field.name}/{shard_name(segment, field)}"
-            self._store.written.pop(key, None)
-            if os.path.lexists(self.root / key):
-                # zarr would read, and merge with, what an interrupted attempt has left.
-                self.disk.unlink(self.root / key)
-            with _disk_errors(self.root / key):
-                array[start : start + len(values)] = values
-            record, data = self._store.written.pop(key, (None, memoryview(b"")))
-            if record is None:
-                raise ReplayError(f"{self.root / key}: zarr did not write this shard", path=self.root)
-            records.append(record)
-            checks.append(self._checks(field, codings[field.name], data, chunks, self.root / key))
-        return records, b"".join(checks)
-
-    def _checks(self, field: Field, coding: Coding, data: memoryview, written: int, path: Path) -> bytes:
-        """Return the crc32c of every chunk of a shard, in order; 0 for those past the `written` first."""
-        chunks = self.segment_steps // coding.chunk_steps
-        index = parse_shard_index(bytes(data[-shard_index_bytes(chunks) :]), chunks, path)[:written].astype(np.int64)
-        if coding.codec == "none" and not is_regular(index, coding.chunk_steps * field.row_bytes + 4):
-            raise ReplayError(f"{path}: zarr laid out this shard in another order than chunk by chunk")
-        checks = np.zeros((chunks, 4), np.uint8)
-        checks[:written] = np.frombuffer(data, np.uint8)[index[:, :1] + index[:, 1:] - 4 + np.arange(4)]
-        return bytes(checks.tobytes())
+        self._fit_arrays(max(tail.segment for tail in tails), codings)
+        written: list[tuple[list[FileRecord], bytes]] = []
+        with contextlib.ExitStack() as stack:
+            staged: list[Staged] = []
+            for tail in tails:
+                records, checks = [], []
+                for field in self.fields:
+                    data, check = encode_shard(
+                        field, codings[field.name], tail.arrays[field.name][: tail.rows], self.segment_steps
+                    )
+                    path = layout.field_path(self.root, field.name) / shard_name(tail.segment, field)
+                    staged.append(stack.enter_context(self.disk.stage(path, data)))
+                    records.append(staged[-1].record)
+                    checks.append(check.tobytes())
+                written.append((records, b"".join(checks)))
+                if len(staged) + len(self.fields) > MOST_STAGED:
+                    self.disk.settle(staged)
+                    staged = []
+                    stack.close()
+            self.disk.settle(staged)
+        self.sync_fields()
+        return written
 
     def remove(self, segment: int) -> None:
         """Unlink an evicted segment's shards and sync their folders. The index has forgotten them already."""
@@ -146,28 +131,28 @@ class SegmentWriter:
                     self.disk.move(path, target / name)
 
     def sync_fields(self) -> None:
-        """Make removals durable."""
-        for field in self.fields:
-            self.disk.sync_directory(layout.field_path(self.root, field.name))
+        """Make the names of shards, new or removed, durable."""
+        self.disk.sync_directories([layout.field_path(self.root, field.name) for field in self.fields])
 
-    def _array(self, field: Field, coding: Coding, segment: int) -> Any:
-        array = self._arrays.get(field.name)
+    def _fit_arrays(self, segment: int, codings: Mapping[str, Coding]) -> None:
+        """Have the arrays' shapes reach past a segment, and be what the index says of the fields."""
         needed = (segment + 1) * self.segment_steps
-        if array is None or array.shape[0] < needed:
-            with FileLock(layout.lock_path(self.root, "layout"), "the layout"):
+        if needed <= self._rows:
+            return
+        with FileLock(layout.lock_path(self.root, "layout"), "the layout"):
+            lengths = []
+            for field in self.fields:
                 path = f"{layout.STEPS}/{field.name}"
                 with _disk_errors(self.root / path):
                     array = zarr.open_array(self._store, path=path, mode="r+", zarr_format=3)
-                    self._check_array(array, field, coding)
-                    if array.shape[0] < needed:
-                        length = max(array.shape[0], self.segment_steps)
-                        while length < needed:
-                            length *= 2
+                    self._check_array(array, field, codings[field.name])
+                    length = max(array.shape[0], self.segment_steps)
+                    while length < needed:
+                        length *= 2
+                    if length != array.shape[0]:
                         array.resize((length, *field.shape))
-            # An all-zero chunk is data like any other; by default zarr would leave it out.
-            array = array.with_config({"write_empty_chunks": True})
-            self._arrays[field.name] = array
-        return array
+                    lengths.append(length)
+        self._rows = min(lengths)
 
     def _check_array(self, array: Any, field: Field, coding: Coding) -> None:
         """Refuse an array that is not what the index says of the field: what it wrote could not be read."""
@@ -182,11 +167,6 @@ class SegmentWriter:
         wrong = [name for name, value in expected.items() if getattr(array, name) != value]
         if wrong or array.shape[1:] != field.shape:
             raise ValueError(f"its {', '.join(wrong) or 'shape'} is not what the index says")
-
-
-def shard_name(segment: int, field: Field) -> str:
-    """Return the file name of a segment's shard of this field."""
-    return layout.shard_name(segment, 1 + len(field.shape))
 
 
 def change_attributes(root: Path, changes: dict[str, Any], disk: Disk) -> None:
@@ -216,29 +196,6 @@ def read_attributes(root: Path) -> dict[str, Any]:
     if not isinstance(attributes, dict):
         raise CorruptStoreError(f"{path}: not the group of a replay store", path=root)
     return attributes
-
-
-def parse_shard_index(data: bytes, chunks: int, path: Path) -> NDArray[np.uint64]:
-    """Return a shard's index, (chunks, 2) of byte offset and length, from the end of its file.
-
-    Raises:
-        CorruptStoreError: If its checksum does not match.
-    """
-    try:
-        payload = layout.open_value(data, "a shard's index")
-    except CorruptStoreError as err:
-        raise CorruptStoreError(f"{path}: the shard's index is damaged (checksum)", path=path) from err
-    return np.frombuffer(payload, "<u8").reshape(chunks, 2)
-
-
-def is_regular(index: NDArray[Any], length: int) -> bool:
-    """Return whether chunks of this many bytes follow each other from the start of the file."""
-    return bool((index[:, 0] == np.arange(len(index)) * length).all() and (index[:, 1] == length).all())
-
-
-def shard_index_bytes(chunks: int) -> int:
-    """Return the length of a shard's index in bytes."""
-    return 16 * chunks + 4
 
 
 def _compressors(field: Field, coding: Coding) -> list[Any]:

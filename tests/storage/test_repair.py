@@ -522,13 +522,13 @@ class Breaking(Disk):
         if self.left < 0:
             raise ReplayError("broken")
 
-    def write_file(self, path, data):
+    def stage(self, path, data):
         self._count()
-        return super().write_file(path, data)
+        return super().stage(path, data)
 
-    def sync_directory(self, path):
+    def sync_directories(self, paths):
         self._count()
-        super().sync_directory(path)
+        super().sync_directories(paths)
 
     def move(self, path, to):
         self._count()

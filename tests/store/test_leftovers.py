@@ -21,7 +21,7 @@ class DiedError(Exception):
 
 
 class FailingDisk(Disk):
-    """Raise at one call of one kind; everything before it is done."""
+    """Raise at one call of one kind: before an unlink, after shards got their names."""
 
     def __init__(self, method, at, error=DiedError):
         super().__init__()
@@ -33,9 +33,10 @@ class FailingDisk(Disk):
             if self.left == 0:
                 raise self.error("here")
 
-    def write_file(self, path, data):
-        self._count("write_file")
-        return super().write_file(path, data)
+    def settle(self, staged):
+        super().settle(staged)
+        if staged and staged[0].path.name.startswith("c."):
+            self._count("settle")
 
     def unlink(self, path):
         self._count("unlink")
@@ -49,12 +50,12 @@ def test_shards_that_were_never_committed_are_set_aside(make_store):
     store.commit()
     path = store.path
     store.close()
-    dying = ReplayStore(path, "a", FailingDisk("write_file", 30))
+    dying = ReplayStore(path, "a", FailingDisk("settle", 2))
     with pytest.raises(DiedError):
         fill(dying, episodes=2, length=40)
     dying._engine.close()  # as a killed process's locks go
     before = names(path)
-    (path / "steps/reward" / f"c.9{PARTIAL}").write_bytes(b"half")
+    (path / "steps/reward" / f"c.99{PARTIAL}").write_bytes(b"half")
     with ReplayStore.open(path, mode="a") as again:
         assert [p.kind for p in again.verify() if p.kind == "orphan"]
         writer = again.writer("a")
@@ -65,9 +66,9 @@ def test_shards_that_were_never_committed_are_set_aside(make_store):
         assert set(moved) | set(names(path)) >= set(before)
         fill(again, episodes=6, length=6)
         again.commit()
-        (path / "steps/reward" / f"c.9{PARTIAL}").unlink(missing_ok=True)
+        (path / "steps/reward" / f"c.99{PARTIAL}").unlink(missing_ok=True)
         assert again.verify() == []
-        assert again.num_episodes == 2 + 6
+        assert again.num_episodes == 2 + 1 + 6  # one was committed when its segments were full
 
 
 def test_evicted_shards_are_unlinked_by_whoever_commits_next(make_store):
@@ -103,20 +104,12 @@ def test_a_full_disk_evicts_what_the_capacity_says_is_over(make_store, shards, o
     """Then the commit is tried once more; nobody has to do anything. What is about to be committed counts."""
 
     class FullDisk(Disk):
-        """A disk for `room` shards; unlinking one makes room."""
+        """A disk with room for so many shards, half-written ones included."""
 
-        room = shards
-
-        def write_file(self, path, data):
-            if path.name.startswith("c."):
-                if self.room <= 0:
-                    raise StoreFullError(f"{path}: full")
-                FullDisk.room -= 1
-            return super().write_file(path, data)
-
-        def unlink(self, path):
-            FullDisk.room += path.name.startswith("c.") and path.exists()
-            super().unlink(path)
+        def stage(self, path, data):
+            if path.name.startswith("c.") and len(list(path.parents[1].glob("*/c.*"))) >= shards:
+                raise StoreFullError(f"{path}: full")
+            return super().stage(path, data)
 
     store = make_store(segment_steps=8, **options)
     path = store.path

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-PATIENCE = 10.0
+PATIENCE = 60.0  # on a busy machine the end of an interpreter of this size was seen to compute for 10 s
 STARTING = 90.0  # a spawned interpreter imports torch first, and the machine may be busy
 SEGMENT_STEPS = 64
 CAPACITY = 6000

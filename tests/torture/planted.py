@@ -68,28 +68,28 @@ def _sync_only(kind: Callable[[int], bool]) -> None:
 
 def index_before_files() -> None:
     """Write shards after the transaction that puts them into the catalogue."""
-    import zlib
-
     from diskreplay.storage.commit import Committer
-    from diskreplay.storage.durable import Disk, FileRecord
+    from diskreplay.storage.durable import Disk, Staged
 
-    write, transact, waiting = Disk.write_file, Committer._transact, []
+    settle, transact, waiting = Disk.settle, Committer._transact, []
 
-    def write_file(disk: Disk, path: Path, data: Any) -> FileRecord:
-        if not SHARD.search(str(path)):
-            return write(disk, path, data)
-        view = memoryview(data).cast("B")
-        waiting.append((disk, path, bytes(view)))
-        return FileRecord(len(view), zlib.crc32(view))
+    def settle_others(disk: Disk, staged: Sequence[Staged]) -> None:
+        shards = [item for item in staged if SHARD.search(str(item.path))]
+        waiting.extend((disk, item) for item in shards)
+        for item in shards:
+            item.placed = True
+        settle(disk, [item for item in staged if item not in shards])
 
     def _transact(committer: Committer, jobs: Any, participants: Any) -> None:
         transact(committer, jobs, participants)
         while waiting:
-            disk, path, data = waiting.pop(0)
-            write(disk, path, data)
-            disk.sync_directory(path.parent)
+            disk, item = waiting.pop(0)
+            with item.partial.open("rb") as file:
+                disk.sync(file.fileno())
+            item.partial.rename(item.path)
+            disk.sync_directory(item.path.parent)
 
-    Disk.write_file, Committer._transact = write_file, _transact
+    Disk.settle, Committer._transact = settle_others, _transact
 
 
 def acknowledge_early() -> None:
@@ -157,35 +157,31 @@ def rewrite_in_place() -> None:
     import zlib
 
     from diskreplay.storage.commit import Committer
-    from diskreplay.storage.durable import Disk, FileRecord, disk_error
+    from diskreplay.storage.durable import Disk, FileRecord, Staged, disk_error
 
     transact, written = Committer._transact, []
 
-    def write_file(disk: Disk, path: Path, data: Any) -> FileRecord:
+    def stage(_: Disk, path: Path, data: Any) -> Staged:
         view = memoryview(data).cast("B")
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            try:
-                done = 0
-                while done < len(view):
-                    done += os.write(fd, view[done:])
-                disk.sync(fd)
-            finally:
-                os.close(fd)
+            done = 0
+            while done < len(view):
+                done += os.write(fd, view[done:])
         except OSError as err:
             raise disk_error(err, path) from err
         if SHARD.search(str(path)):
-            written.append((disk, path, bytes(view)))
-        return FileRecord(len(view), zlib.crc32(view))
+            written.append((path, bytes(view)))
+        return Staged(path, path, fd, FileRecord(len(view), zlib.crc32(view)))
 
     def _transact(committer: Committer, jobs: Any, participants: Any) -> None:
         transact(committer, jobs, participants)
         again, written[:] = list(written), []
-        for item in again:
-            write_file(*item)
+        for path, data in again:
+            committer.engine.disk.write_file(path, data)
         written.clear()
 
-    Disk.write_file, Committer._transact = write_file, _transact
+    Disk.stage, Committer._transact = stage, _transact
 
 
 def checksum_not_checked() -> None:

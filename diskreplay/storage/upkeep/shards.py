@@ -18,7 +18,7 @@ from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.fields import EPISODE, IS_LAST, REWARD, TERMINATED, TRUNCATED
 from diskreplay.storage.gather import Geometry, Pieces
-from diskreplay.storage.segments import is_regular, parse_shard_index, shard_index_bytes, shard_name
+from diskreplay.storage.shard import is_regular, parse_shard_index, shard_index_bytes, shard_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
