@@ -339,7 +339,9 @@ class Committer:
             left.append(tail)
             if tail.dirty:
                 row, payload = tail.record()
-                txn.put("tails", layout.tail_key(stream.number, tail.segment, row), payload)
+                key = layout.tail_key(stream.number, tail.segment, row)
+                txn.delete_prefix("tails", layout.tail_key(stream.number, tail.segment), key)
+                txn.put("tails", key, payload)
         txn.put_json("streams", layout.stream_key(stream.number), stream.to_json(left))
 
     def _evict(self, txn: Writing, counters: Any, capacity: Capacity) -> list[int]:

@@ -354,9 +354,11 @@ class Engine:
         for segment in segments:
             tail = known.get(segment) or self.add_tail(stream, segment, previous)
             prefix = layout.tail_key(stream.number, segment)
-            start = layout.tail_key(stream.number, segment, tail.rows)
+            next_row = layout.tail_key(stream.number, segment, tail.rows)
+            # The record before it may have taken rows in, and ones that followed.
+            start = max((key for key in txn.keys("tails", prefix) if key <= next_row), default=prefix)
             for _, payload in txn.items("tails", prefix, start):
-                tail.apply(payload, f"the tail of stream {stream.name!r}")
+                tail.apply(payload, f"the tail of stream {stream.name!r}", again=True)
                 applied += 1
             self.table.follow_tail(self.table.slot(segment), tail)
             previous = segment

@@ -27,7 +27,7 @@ Compression = Literal["auto", "zstd", "lz4", "none"]
 COMPRESSIONS: tuple[Compression, ...] = ("auto", "zstd", "lz4", "none")
 
 SEGMENT_BYTES = 32 << 20
-SEGMENT_STEPS = (256, 8192)
+SEGMENT_STEPS = (256, 65_536)
 RAW_CHUNK_BYTES = 2048
 CODED_CHUNK_BYTES = 112 << 10
 COLD_CHUNK_BYTES = 8192

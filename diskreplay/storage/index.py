@@ -199,11 +199,11 @@ class Writing(Reading):
         """Remove a record, if it is there."""
         self.transaction.changed |= self.txn.delete(key, db=self.databases[database])
 
-    def delete_prefix(self, database: str, prefix: bytes) -> int:
-        """Remove every record whose key begins with `prefix`; return how many there were."""
+    def delete_prefix(self, database: str, prefix: bytes, start: bytes = b"") -> int:
+        """Remove every record whose key begins with `prefix`, from `start` on; return how many there were."""
         cursor = self.txn.cursor(db=self.databases[database])
         removed = 0
-        while cursor.set_range(prefix) and bytes(cursor.key()).startswith(prefix):
+        while cursor.set_range(start or prefix) and bytes(cursor.key()).startswith(prefix):
             cursor.delete()
             removed += 1
         self.transaction.changed |= removed > 0

@@ -8,6 +8,9 @@ lie in LMDB as tail records until the segment is sealed. A record's payload is
 with the header {segment, row, rows, pending, running: [first step id, length, return], blobs: [[name, codec,
 bytes]]}; observations have one row more if one is pending, and the blob "#episodes" holds the EPISODE records of
 the episodes that ended in these rows. `running` is the state after the record.
+
+A record takes the place of those before it where FANs of a size have come together, up to MERGED_BYTES: so a tail has
+few records however often it is committed, and a row is written once for each power of FAN in a record's rows.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 EPISODES_BLOB = "#episodes"
 WORTH_CODING = 256
+MERGED_BYTES = 256 << 10
+FAN = 8
 
 
 @dataclass
@@ -74,7 +79,9 @@ class Tail:
         self.committed = 0
         self.closed = False
         self._committed_pending = False
-        self._committed_ends = 0
+        self._starts: list[int] = []  # first rows of the committed records
+        self._tried = segment_steps  # first row of the record that a commit tried to write
+        self._row_bytes = sum(field.row_bytes for field in self.fields)
         self._observations = [self.arrays[f.name] for f in fields if f.role == "observation"]
         self._actions = [self.arrays[f.name] for f in fields if f.role == "action"]
 
@@ -173,9 +180,15 @@ class Tail:
         """Drop a pending row that begins an episode in which nothing was done."""
         self.pending, self.running = False, Running()
 
-    def record(self) -> tuple[int, bytes]:
-        """Return the row at which the next tail record starts, and its payload."""
-        first, last = self.committed, self.rows
+    def record(self, *, whole: bool = False) -> tuple[int, bytes]:
+        """Return the row at which the next tail record starts, and its payload; it replaces records from there on.
+
+        Args:
+            whole: Whether all rows are to go into it.
+        """
+        first, last = 0 if whole else self._next_start(), self.rows
+        self._tried = first
+        ends = int(np.searchsorted(self.ends[: self.n_ends], first))
         blobs: list[tuple[str, str, bytes]] = []
         for field in self.fields:
             pending = self.pending and (field.role == "observation" or field.name == EPISODE)
@@ -185,7 +198,7 @@ class Tail:
             blobs.append(
                 (field.name, "zstd", coded) if len(coded) < len(data) else (field.name, "none", data),
             )
-        blobs.append((EPISODES_BLOB, "none", self.episodes[self._committed_ends : self.n_ends].tobytes()))
+        blobs.append((EPISODES_BLOB, "none", self.episodes[ends : self.n_ends].tobytes()))
         run = self.running
         header = json.dumps(
             {
@@ -200,23 +213,49 @@ class Tail:
         ).encode()
         return first, b"".join([struct.pack("<I", len(header)), header, *(blob for _, _, blob in blobs)])
 
+    def _next_start(self) -> int:
+        """Return where the next record starts: never after one that may have been committed although its end failed."""
+        bounds, most = [*self._starts, self.committed], 1
+        while (self.rows - bounds[-1]) * self._row_bytes <= MERGED_BYTES:
+            while most < self.rows - bounds[-1]:
+                most *= FAN
+            at = len(bounds) - 1
+            while at and bounds[at] - bounds[at - 1] <= most:
+                at -= 1
+            if len(bounds) - at < FAN or (self.rows - bounds[at]) * self._row_bytes > MERGED_BYTES:
+                break
+            del bounds[at + 1 :]
+        return min(bounds[-1], self._tried)
+
     def mark_committed(self) -> None:
         """Remember that everything up to here is durable."""
-        self.committed, self._committed_ends = self.rows, self.n_ends
-        self._committed_pending = self.pending
+        if self.dirty:
+            self._note_record(min(self._tried, self.committed))
+        self._tried = self.segment_steps
+        self.committed, self._committed_pending = self.rows, self.pending
 
-    def apply(self, payload: bytes, what: str) -> None:
+    def _note_record(self, first: int) -> None:
+        self._starts = [*(start for start in self._starts if start < first), first]
+
+    def apply(self, payload: bytes, what: str, *, again: bool = False) -> None:
         """Append a record read from the index; it must start where the tail ends.
 
+        Args:
+            payload: The record.
+            what: Names it in errors.
+            again: Whether it may begin with rows that the tail has: records are merged as they become many.
+
         Raises:
-            CorruptStoreError: If it does not, or its lengths do not add up.
+            CorruptStoreError: If it does not follow, or its lengths do not add up.
         """
         try:
             (size,) = struct.unpack_from("<I", payload)
             header = json.loads(payload[4 : 4 + size])
             first, count, pending = int(header["row"]), int(header["rows"]), bool(header["pending"])
-            if header["segment"] != self.segment or first != self.rows or count < 0:
+            known = first <= self.rows <= first + count if again else first == self.rows
+            if header["segment"] != self.segment or not known or count < 0:
                 raise ValueError("it does not follow the rows before it")
+            self.n_ends = int(np.searchsorted(self.ends[: self.n_ends], first))
             if first + count + pending > self.segment_steps:
                 raise ValueError("it holds more rows than a segment")
             shapes = {field.name: field for field in self.fields}
@@ -240,7 +279,8 @@ class Tail:
             self.running = Running(*header["running"])
         except (ValueError, KeyError, TypeError, RuntimeError, struct.error) as err:
             raise CorruptStoreError(f"index: {what} is damaged: {err}") from err
-        self.mark_committed()
+        self._note_record(first)
+        self.committed, self._committed_pending = self.rows, self.pending
 
     def _apply_episodes(self, episodes: NDArray[Any], rows: int) -> None:
         stop = self.n_ends + len(episodes)

@@ -105,7 +105,7 @@ class ReplayStore(StoreView):
                 the oldest segments are evicted, whole ones, by whoever commits next. Rows that are not sealed
                 yet count, and cannot be evicted: keep segment_steps times the number of streams well below it.
             segment_steps: Rows of a segment. Larger: fewer files; smaller: finer eviction, and less that
-                lies in the index before it is sealed. Default: about 32 MiB of raw rows, 8,192 at most.
+                lies in the index before it is sealed. Default: about 32 MiB of raw rows, 65,536 at most.
             compression: "auto" tries the first segment, a field at a time; "zstd", "lz4" or "none" is taken
                 for what a batch reads.
             durability: What commits survive. "power": also a power cut or a crash of the machine; files and index

@@ -159,8 +159,7 @@ def _end_tail(draft: Draft, number: int, data: dict[str, Any], tail: Tail, run: 
         data["episodes"] += 1
     else:
         tail.abandon()
-    tail.committed = tail._committed_ends = 0  # noqa: SLF001  all rows go into one record
-    row, payload = tail.record()
+    row, payload = tail.record(whole=True)
     draft.applied -= {key for key in draft.applied if key[4:12] == layout.segment_key(tail.segment)}
     key = layout.tail_key(number, tail.segment, row)
     draft.applied.add(key)
