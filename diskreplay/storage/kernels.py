@@ -120,11 +120,15 @@ def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, foll
                     out_slot[i, j] = ZERO
                     continue
                 offset = -back
-            if not _walk(slot, row + offset, available, previous, following, out_slot, out_row, i, j):
+            if 0 <= row + offset < available[slot]:
+                out_slot[i, j], out_row[i, j] = slot, row + offset
+            elif not _walk(slot, row + offset, available, previous, following, out_slot, out_row, i, j):
                 return i
         for j in range(n):
             if j < ahead:
-                if not _walk(slot, row + j, available, previous, following, reward_slot, reward_row, i, j):
+                if row + j < available[slot]:
+                    reward_slot[i, j], reward_row[i, j] = slot, row + j
+                elif not _walk(slot, row + j, available, previous, following, reward_slot, reward_row, i, j):
                     return i
             else:
                 reward_slot[i, j] = ZERO
@@ -220,11 +224,30 @@ def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, indexes
 @njit(nogil=True, cache=True)
 def announce(fds, offsets, lengths):
     """Tell the kernel which bytes will be read soon, so that it reads them side by side."""
-    last_fd, last_offset = -1, np.int64(-1)
+    fd, start, end = np.int32(-1), np.int64(0), np.int64(0)
     for i in range(len(fds)):
-        if fds[i] >= 0 and (fds[i] != last_fd or offsets[i] != last_offset):
-            last_fd, last_offset = fds[i], offsets[i]
-            native.posix_fadvise(fds[i], offsets[i], lengths[i], WILLNEED)
+        if fds[i] < 0 or (fds[i] == fd and start <= offsets[i] and offsets[i] + lengths[i] <= end):
+            continue
+        if fds[i] == fd and offsets[i] == end:
+            end += lengths[i]
+            continue
+        if fd >= 0:
+            native.posix_fadvise(fd, start, end - start, WILLNEED)
+        fd, start, end = fds[i], offsets[i], offsets[i] + lengths[i]
+    if fd >= 0:
+        native.posix_fadvise(fd, start, end - start, WILLNEED)
+
+
+@njit(nogil=True, cache=True)
+def _read(fd, address, length, offset):
+    """Read so many bytes of a file to an address; return whether they are all there."""
+    done = np.int64(0)
+    while done < length:
+        got = native.pread(fd, address + np.uint64(done), np.uint64(length - done), offset + done)
+        if got <= 0:
+            return False
+        done += got
+    return True
 
 
 @njit(nogil=True, cache=True)
@@ -264,6 +287,7 @@ def gather(
     held_offset = np.full(2, -1, np.int64)
     held = 0
     size = np.uint64(row_bytes)
+    alone = codec == CODEC_NONE and row_bytes == chunk_bytes
     for i in range(len(fds)):
         target = out_address + np.uint64(i) * size
         if addresses[i] == ZERO:
@@ -272,28 +296,27 @@ def gather(
         if addresses[i] != 0:
             native.memcpy(target, np.uint64(addresses[i]), size)
             continue
+        if alone:  # a chunk of one raw row is read to where it is wanted
+            if not _read(fds[i], target, chunk_bytes, offsets[i]):
+                return i * 4 + SHORT
+            if native.crc32c_extend(np.uint32(0), target, size) != checks[i]:
+                return i * 4 + DAMAGED
+            continue
         if held_fd[held] != fds[i] or held_offset[held] != offsets[i]:
             held = 1 - held
             if held_fd[held] != fds[i] or held_offset[held] != offsets[i]:
                 held_fd[held] = -1
-                length = lengths[i]
-                if length > len(raw):
-                    return i * 4 + DAMAGED
-                done = np.int64(0)
-                while done < length:
-                    got = native.pread(
-                        fds[i],
-                        raw_address + np.uint64(done),
-                        np.uint64(length - done),
-                        offsets[i] + done,
-                    )
-                    if got <= 0:
-                        return i * 4 + SHORT
-                    done += got
-                body = length - 4
-                if native.crc32c_extend(np.uint32(0), raw_address, np.uint64(body)) != checks[i]:
-                    return i * 4 + DAMAGED
+                body = lengths[i] - 4
                 place = decoded_address + np.uint64(held * chunk_bytes)
+                source = place if codec == CODEC_NONE else raw_address
+                if body > len(raw):
+                    return i * 4 + DAMAGED
+                if codec == CODEC_NONE and body != chunk_bytes:
+                    return i * 4 + UNDECODABLE
+                if not _read(fds[i], source, body, offsets[i]):
+                    return i * 4 + SHORT
+                if native.crc32c_extend(np.uint32(0), source, np.uint64(body)) != checks[i]:
+                    return i * 4 + DAMAGED
                 if codec == CODEC_ZSTD:
                     got_bytes = native.zstd_decompress(
                         np.uint64(context),
@@ -309,10 +332,6 @@ def gather(
                         return i * 4 + UNDECODABLE
                     if native.blosc_decompress(raw_address, place, np.uint64(chunk_bytes), np.int32(1)) != chunk_bytes:
                         return i * 4 + UNDECODABLE
-                elif body != chunk_bytes:
-                    return i * 4 + UNDECODABLE
-                else:
-                    native.memcpy(place, raw_address, np.uint64(chunk_bytes))
                 held_fd[held] = fds[i]
                 held_offset[held] = offsets[i]
         source = decoded_address + np.uint64(held * chunk_bytes) + np.uint64(inners[i]) * size
