@@ -94,8 +94,15 @@ def _columns(ctx: click.Context, param: click.Parameter, pairs: tuple[str, ...])
 )
 @click.option(
     "--compression",
+    "--codec",
     type=click.Choice(["auto", "zstd", "lz4", "none"]),
     help="New store: how large fields are compressed.  [default: auto]",
+)
+@click.option(
+    "--chunk-steps",
+    type=POSITIVE,
+    metavar="N",
+    help="New store: steps a chunk of observations; a power of 2 by custom.  [default: measured]",
 )
 @click.option(
     "--durability",

@@ -30,8 +30,8 @@ def open_destination(
         spec: What the source's steps look like; must equal the store's. None takes an existing
             store's.
         metadata: For a new store; `env_id` and `preprocessing` must equal an existing store's.
-        create_options: `capacity`, `segment_steps`, `compression`, `durability` for a new store; None for the
-            store's defaults.
+        create_options: `capacity`, `segment_steps`, `compression`, `chunk_steps`, `durability` for a new store;
+            None for the store's defaults.
 
     Raises:
         SpecMismatchError: If an existing store holds other steps, or has other options.

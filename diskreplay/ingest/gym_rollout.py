@@ -46,6 +46,7 @@ def ingest_gym(
     capacity: int | str | None = None,
     segment_steps: int | None = None,
     compression: str | None = None,
+    chunk_steps: int | None = None,
     durability: str | None = None,
     seal: bool = True,
     progress: bool = False,
@@ -67,6 +68,7 @@ def ingest_gym(
         capacity: For a new store: see `ReplayStore.create`.
         segment_steps: For a new store, likewise.
         compression: For a new store, likewise.
+        chunk_steps: For a new store, likewise.
         durability: For a new store, likewise.
         seal: Turn everything into segments at the end, so that any zarr reader sees it.
         progress: Draw a bar on stderr.
@@ -97,6 +99,7 @@ def ingest_gym(
                 capacity=capacity,
                 segment_steps=segment_steps,
                 compression=compression,
+                chunk_steps=chunk_steps,
                 durability=durability,
             ) as store,
             Progress(store, total=steps, commit_every=commit_every, visible=progress) as clock,

@@ -52,6 +52,7 @@ def ingest_npz(
     capacity: int | str | None = None,
     segment_steps: int | None = None,
     compression: str | None = None,
+    chunk_steps: int | None = None,
     durability: str | None = None,
     seal: bool = True,
     progress: bool = False,
@@ -73,6 +74,7 @@ def ingest_npz(
         capacity: For a new store: see `ReplayStore.create`.
         segment_steps: For a new store, likewise.
         compression: For a new store, likewise.
+        chunk_steps: For a new store, likewise.
         durability: For a new store, likewise.
         seal: Turn everything into segments at the end.
         progress: Draw a bar on stderr.
@@ -99,6 +101,7 @@ def ingest_npz(
         capacity=capacity,
         segment_steps=segment_steps,
         compression=compression,
+        chunk_steps=chunk_steps,
         durability=durability,
     ) as store:
         cutter = cutter or _cut(archive, arrays, store.spec)

@@ -31,9 +31,9 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError, StoreFullError
 from diskreplay.storage import layout
+from diskreplay.storage.coding import choose_coding
 from diskreplay.storage.durable import FileRecord
 from diskreplay.storage.eviction import Capacity, evict_oldest, take_garbage
-from diskreplay.storage.fields import Compression, choose_coding
 from diskreplay.storage.locks import FileLock
 from diskreplay.storage.priorities import is_live
 from diskreplay.storage.quarantine import put_quarantine
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from diskreplay.storage.engine import Engine
+    from diskreplay.storage.fields import Compression
     from diskreplay.storage.index import Writing
     from diskreplay.storage.streams import Stream
     from diskreplay.storage.tail import Tail
@@ -90,13 +91,16 @@ class Committer:
     Args:
         engine: The state.
         capacity: Beyond it, whole segments are evicted, oldest first.
-        compression: How to choose the codings when the first segment is sealed.
+        compression, chunk_steps: How to choose the codings when the first segment is sealed, see `choose_coding`.
     """
 
-    def __init__(self, engine: Engine, capacity: Capacity, compression: Compression) -> None:
+    def __init__(
+        self, engine: Engine, capacity: Capacity, compression: Compression, chunk_steps: int | None = None
+    ) -> None:
         self.engine = engine
         self.capacity = capacity
         self.compression = compression
+        self.chunk_steps = chunk_steps
         self._one_at_a_time = threading.RLock()
         self._garbage: set[int] = set()
         self._swept: set[int] = set()
@@ -220,6 +224,7 @@ class Committer:
                     tail.arrays[item.name][: tail.rows],
                     segment_steps=engine.segment_steps,
                     compression=self.compression,
+                    chunk_steps=self.chunk_steps,
                 )
                 for item in engine.fields
             }

@@ -49,6 +49,7 @@ class Description:
     identity: str
     created: float
     durability: Durability = "power"
+    chunk_steps: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes of the store's zarr group."""
@@ -61,6 +62,7 @@ class Description:
             "compression": self.compression,
             "created": self.created,
             "durability": self.durability,
+            "chunk_steps": self.chunk_steps,
         }
 
 
@@ -71,6 +73,7 @@ def describe(
     segment_steps: int | None,
     compression: Compression,
     durability: Durability = "power",
+    chunk_steps: int | None = None,
 ) -> Description:
     """Check the options of a new store and fill in what was left open.
 
@@ -93,7 +96,17 @@ def describe(
         raise ValueError(
             f"a segment of {steps} steps of {spec.row_bytes} bytes takes more than {MOST_SEGMENT_BYTES >> 30} GiB"
         )
-    return Description(spec, steps, limit, compression, uuid.uuid4().hex, time.time(), durability)
+    if not may_be_chunk(chunk_steps, steps):
+        raise ValueError(f"chunk_steps must divide the {steps} steps of a segment, got {chunk_steps!r}")
+    return Description(spec, steps, limit, compression, uuid.uuid4().hex, time.time(), durability, chunk_steps)
+
+
+def may_be_chunk(chunk_steps: Any, segment_steps: int) -> bool:
+    """Return whether a segment can be cut into chunks of so many steps; None: of what serves best."""
+    if chunk_steps is None:
+        return True
+    sound = isinstance(chunk_steps, int) and not isinstance(chunk_steps, bool) and 1 <= chunk_steps <= segment_steps
+    return sound and segment_steps % chunk_steps == 0
 
 
 def check_durability(durability: str) -> None:
@@ -211,6 +224,8 @@ def parse_description(path: Path, data: dict[str, Any]) -> Description:
             raise ValueError("out of range")
         if segment_steps * spec.row_bytes > MOST_SEGMENT_BYTES or durability not in DURABILITIES:
             raise ValueError("out of range")
+        if not may_be_chunk(data.get("chunk_steps"), segment_steps):
+            raise ValueError("chunk_steps does not divide segment_steps")
         return Description(
             spec,
             segment_steps,
@@ -219,6 +234,7 @@ def parse_description(path: Path, data: dict[str, Any]) -> Description:
             str(data["uuid"]),
             float(data["created"]),
             durability,
+            data.get("chunk_steps"),
         )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as err:
         raise CorruptStoreError(

@@ -1,8 +1,7 @@
 """The arrays of a store: which there are, and how each is cut and compressed.
 
-Geometry and codec are chosen per field from its own data when the first segment is sealed, and are then the
-store's for good. Measured on real frames: small chunks of zstd give 50 to 200 times and cost 15 to 20 us to
-decode; what does not compress is better left raw.
+Geometry and codec are chosen per field from its own data when the first segment is sealed (coding.py), and are then
+the store's for good.
 """
 
 from __future__ import annotations
@@ -12,14 +11,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numcodecs import Blosc, Zstd
+from numcodecs import Blosc
 
 from diskreplay.errors import CorruptStoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from numpy.typing import NDArray
 
     from diskreplay.experience import StepSpec
 
@@ -28,11 +25,6 @@ COMPRESSIONS: tuple[Compression, ...] = ("auto", "zstd", "lz4", "none")
 
 SEGMENT_BYTES = 32 << 20
 SEGMENT_STEPS = (256, 65_536)
-RAW_CHUNK_BYTES = 2048
-CODED_CHUNK_BYTES = 112 << 10
-COLD_CHUNK_BYTES = 8192
-MIN_RATIO = 1.5
-LZ4_ENOUGH = 0.8
 
 REWARD, TERMINATED, TRUNCATED = "reward", "terminated", "truncated"
 IS_LAST, EPISODE = "is_last", "episode"
@@ -107,54 +99,6 @@ def default_segment_steps(spec: StepSpec, capacity_steps: int | None) -> int:
     return 1 << (max(low, min(high, steps)).bit_length() - 1)
 
 
-def choose_coding(
-    field: Field,
-    rows: NDArray[Any],
-    *,
-    segment_steps: int,
-    compression: Compression,
-) -> Coding:
-    """Choose codec and chunk length for a field by trying its first rows.
-
-    Args:
-        field: The field.
-        rows: (N, *shape); the rows of the segment about to be sealed.
-        segment_steps: Rows of a full segment; the chunk length divides it.
-        compression: "auto" tries; anything else is taken for the hot fields.
-    """
-    if not field.hot:
-        return Coding("zstd", _chunk(field.row_bytes, COLD_CHUNK_BYTES, segment_steps))
-    raw = Coding("none", _chunk(field.row_bytes, RAW_CHUNK_BYTES, segment_steps))
-    steps = _chunk(field.row_bytes, CODED_CHUNK_BYTES if field.row_bytes > 512 else 4096, segment_steps)
-    if compression == "none":
-        return raw
-    if compression in ("zstd", "lz4"):
-        return Coding(compression, steps)
-    if field.row_bytes <= 64:
-        return raw  # a few bytes a step: decoding would cost more than the disk it saves
-    sample = [np.ascontiguousarray(rows[i : i + steps]) for i in _spread(len(rows), steps, 8)]
-    size = sum(chunk.nbytes for chunk in sample)
-    zstd = sum(len(Zstd(level=1).encode(chunk)) for chunk in sample)
-    if size < MIN_RATIO * zstd:
-        return raw
-    lz4 = sum(len(blosc(chunk.dtype.itemsize).encode(chunk)) for chunk in sample)
-    return Coding("lz4" if zstd > LZ4_ENOUGH * lz4 else "zstd", steps)
-
-
 def blosc(typesize: int) -> Blosc:
     """Return the blosc-lz4 coder that the "lz4" coding stands for."""
     return Blosc(cname="lz4", clevel=5, shuffle=Blosc.NOSHUFFLE, typesize=typesize)
-
-
-def _chunk(row_bytes: int, target: int, segment_steps: int) -> int:
-    """Return the largest divisor of segment_steps, by halving, whose chunk fits the target."""
-    steps = segment_steps
-    while steps > 1 and steps % 2 == 0 and steps * row_bytes > target:
-        steps //= 2
-    return steps
-
-
-def _spread(rows: int, chunk: int, most: int) -> list[int]:
-    """Return starts of up to `most` chunks, spread evenly over the rows."""
-    starts = range(0, max(1, rows - chunk + 1), chunk)
-    return [starts[int(i)] for i in np.linspace(0, len(starts) - 1, min(most, len(starts)))]

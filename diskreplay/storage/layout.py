@@ -2,7 +2,7 @@
 
     name.replay/
       zarr.json                   zarr v3 group; attributes.diskreplay: {format_version, uuid, spec, segment_steps,
-                                  capacity, compression, created, durability}
+                                  capacity, compression, chunk_steps, created, durability}
       steps/zarr.json             zarr v3 group
       steps/<field>/zarr.json     zarr v3 array (rows, *shape), sharded: one shard is one segment of S = segment_steps
                                   rows; inner chunks of chunk_steps rows, codecs [bytes, (zstd | blosc), crc32c];
