@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import time
 import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from diskreplay.sampling import Sampler
+    from diskreplay.sampling.sampler import Request
     from diskreplay.storage.reading import Fetched, WindowPlan
 
 REDRAWS = 200  # by others who fill the store within a second, say
@@ -109,6 +112,42 @@ class Planner:
                 self.skip(err)
 
 
+class Announcing:
+    """Announce plans to the kernel, but not each of them while all that is read lies in the page cache anyway.
+
+    What a thread reads from a disk the kernel counts. After `WARM` announcements that began no read, one plan in
+    `PROBE` is announced, until a read is seen again.
+    """
+
+    WARM = 16
+    PROBE = 16
+
+    def __init__(self) -> None:
+        self._quiet = 0
+        self._plans = 0
+
+    def announce(self, plan: WindowPlan) -> None:
+        """Announce a plan, unless there seems to be no need."""
+        self._plans += 1
+        if self._quiet < self.WARM or self._plans % self.PROBE == 0:
+            before = _blocks_read()
+            plan.announce()
+            self._quiet = self._quiet + 1 if _blocks_read() == before else 0
+
+    @contextlib.contextmanager
+    def fetching(self) -> Iterator[None]:
+        """Note whether what is done in this context reads from a disk."""
+        before = _blocks_read()
+        yield
+        if _blocks_read() != before:
+            self._quiet = 0
+
+
+def _blocks_read() -> int:
+    """Return how much this thread has had read from disks."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+
+
 class Pipeline:
     """Keep `depth` batches on their way, and hand them out in the order they were drawn.
 
@@ -131,7 +170,8 @@ class Pipeline:
         self._buffers = Buffers(depth + threads + 2)
         self._planning = ThreadPoolExecutor(1, thread_name_prefix="diskreplay-plan")
         self._reading = ThreadPoolExecutor(threads, thread_name_prefix="diskreplay-read")
-        self._waiting: deque[tuple[Draw, Future[Future[tuple[Draw, Batch]]]]] = deque()
+        self._waiting: deque[tuple[Request, Future[Future[tuple[Draw, Batch]]]]] = deque()
+        self._announcing = Announcing()
 
     def batches(self, waited: list[float]) -> Iterator[Batch]:
         """Yield batches without end; add to `waited[0]` the seconds that each call took."""
@@ -139,9 +179,7 @@ class Pipeline:
         try:
             while True:
                 started = time.perf_counter()
-                while len(self._waiting) < self._depth:
-                    drawn = self._planner.draw_ahead(self._batch_size)
-                    self._waiting.append((drawn, self._planning.submit(self._plan, drawn)))
+                self._request()
                 _, future = self._waiting[0]
                 draw, batch = future.result().result()
                 self._waiting.popleft()
@@ -154,15 +192,31 @@ class Pipeline:
             if self._pid == os.getpid():  # else the threads are the parent's
                 self._planning.shutdown(wait=True, cancel_futures=True)
                 self._reading.shutdown(wait=True, cancel_futures=True)
-                sampler.recall([draw for draw, _ in self._waiting])
+                sampler.serve()
+                sampler.recall([request.made for request, _ in self._waiting if request.made is not None])
 
-    def _plan(self, draw: Draw) -> Future[tuple[Draw, Batch]]:
-        draw, plan = self._planner.plan(draw)
-        plan.announce()
+    def _request(self) -> None:
+        """Have `depth` batches on their way.
+
+        The planning thread draws them, so that the learner need not wait; but not while steps may come at any time
+        through a writer: then a draw is made at once, so that a seed still fixes it.
+        """
+        sampler = self._planner.sampler
+        while len(self._waiting) < self._depth:
+            request = sampler.request(partial(self._planner.draw_ahead, self._batch_size))
+            if not sampler.store.steady:
+                sampler.serve()
+            self._waiting.append((request, self._planning.submit(self._plan, request)))
+
+    def _plan(self, request: Request) -> Future[tuple[Draw, Batch]]:
+        self._planner.sampler.serve()
+        draw, plan = self._planner.plan(request.result())
+        self._announcing.announce(plan)
         return self._reading.submit(self._fetch, draw, plan)
 
     def _fetch(self, draw: Draw, plan: WindowPlan) -> tuple[Draw, Batch]:
-        draw, plan, fetched = self._planner.fetch(draw, plan, self._buffers)
+        with self._announcing.fetching():
+            draw, plan, fetched = self._planner.fetch(draw, plan, self._buffers)
         batch = assemble(self._planner.sampler.store.spec, plan, fetched, draw.weight)
         tensors = to_tensors(batch, pin=self._device.type == "cuda")
         return draw, tensors if self._device.type == "cpu" else to_device(tensors, self._device)

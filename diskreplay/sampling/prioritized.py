@@ -60,13 +60,24 @@ class PrioritizedSampler(Sampler):
         if not 0 <= eps < np.inf:
             raise ValueError(f"eps must be at least 0 and finite, got {eps!r}")
         self.alpha = float(alpha)
-        self.beta = beta
+        self._beta = beta
         self.eps = float(eps)
         self.stale = 0
         with store.lock:
             store.access.join(name, self, exclusive=True)
             self._priorities = SegmentPriorities(store.access, name, self.alpha)
             super().__init__(store, seed=seed, name=name, resume=resume)
+
+    @property
+    def beta(self) -> float | LinearSchedule:
+        """Return the exponent of the importance weights, or its schedule; may be set between batches."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, beta: float | LinearSchedule) -> None:
+        with self.store.lock:
+            self.serve()
+            self._beta = beta
 
     def update_priorities(self, step_ids: ArrayLike, td_errors: ArrayLike) -> None:
         """Set the priorities of these steps to |td_error| + eps; of a step given twice the last wins.
@@ -102,6 +113,7 @@ class PrioritizedSampler(Sampler):
             raise ValueError(f"priorities must be finite and not negative: step id {int(ids[at])} got {given[at]}")
         self.store.check_open()
         with self.store.lock:
+            self.serve()
             leaves, live = self._current(lambda: self._leaves_of(ids.astype(np.int64)))
             self.stale += int((~live).sum())
             if live.any():
@@ -110,6 +122,7 @@ class PrioritizedSampler(Sampler):
     def forget_priorities(self) -> None:
         """Give every live transition the priority 1, as if none had ever been updated. Cost: O(rows)."""
         with self.store.lock:
+            self.serve()
             self._priorities.forget()
 
     def priorities_of(self, step_ids: ArrayLike) -> NDArray[np.float32]:
@@ -149,6 +162,7 @@ class PrioritizedSampler(Sampler):
 
     def collect(self) -> SamplerRecord:
         """Return the priorities that changed, the sums above them, and the state."""
+        self.serve()
         self._current(self._priorities.sync)
         record = super().collect()
         self._priorities.collect(record)

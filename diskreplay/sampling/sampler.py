@@ -45,6 +45,34 @@ class Draw:
         return cls(np.frombuffer(ids, np.int64).copy(), np.frombuffer(weight, np.float32).copy())
 
 
+class Request:
+    """A draw that was asked for; made by `Sampler.serve`, at the latest before anything changes that it depends on."""
+
+    def __init__(self, how: Callable[[], Draw]) -> None:
+        self._how = how
+        self._made: Draw | None = None
+        self._failed: Exception | None = None
+
+    def make(self) -> None:
+        """Draw; what goes wrong is for the one who asked."""
+        try:
+            self._made = self._how()
+        except Exception as err:  # noqa: BLE001  raised by `result`
+            self._failed = err
+
+    @property
+    def made(self) -> Draw | None:
+        """Return the draw, if it was made."""
+        return self._made
+
+    def result(self) -> Draw:
+        """Return the draw; it must have been served."""
+        if self._failed is not None:
+            raise self._failed
+        assert self._made is not None  # noqa: S101  served
+        return self._made
+
+
 class Sampler(ABC):
     """Draw batches of step ids from a store.
 
@@ -75,8 +103,11 @@ class Sampler(ABC):
         self._in_flight: dict[int, Draw] = {}
         self._numbers = count()
         self._drawn_before: deque[Draw] = deque()
+        self._requests: deque[Request] = deque()
+        self._serving = False
         with store.lock:
             store.access.join(name, self)
+            store.access.watch(self)
             checkpoint = store.access.load_sampler(name) if (seed is None if resume is None else resume) else None
             if checkpoint is not None:
                 self.load_state_dict(checkpoint.state)
@@ -99,6 +130,7 @@ class Sampler(ABC):
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         self.store.check_open()
         with self.store.lock:
+            self.serve()
             draw = None
             if self._drawn_before:
                 draw = self._drawn_before.popleft()
@@ -111,6 +143,28 @@ class Sampler(ABC):
             draw = replace(draw, number=next(self._numbers))
             self._in_flight[draw.number] = draw
             return draw
+
+    def request(self, how: Callable[[], Draw]) -> Request:
+        """Ask for a draw without waiting for it: `how` is called by whoever calls `serve` next.
+
+        Everything that changes what a draw depends on (priorities, live steps, the sampler's state) serves first. So
+        the draws are the same as if each had been made when it was asked for, whichever thread makes them.
+        """
+        request = Request(how)
+        self._requests.append(request)
+        return request
+
+    def serve(self) -> None:
+        """Make the draws that were asked for, in that order; afterwards they are made, whichever thread does it."""
+        with self.store.lock:
+            if self._serving:  # a draw may refresh the store, which serves
+                return
+            self._serving = True
+            try:
+                while self._requests:
+                    self._requests.popleft().make()
+            finally:
+                self._serving = False
 
     def draw_again(self, batch_size: int) -> Draw:
         """Draw steps that take the place of others; they are no batch of their own."""
@@ -129,9 +183,8 @@ class Sampler(ABC):
         return look()
 
     def delivered(self, draw: Draw) -> Draw:
-        """Note that a batch drawn ahead reached its user."""
-        with self.store.lock:
-            self._in_flight.pop(draw.number, None)
+        """Note that a batch drawn ahead reached its user. Takes no lock: another thread may be drawing."""
+        self._in_flight.pop(draw.number, None)
         return draw
 
     def mend(self, draw: Draw, step_ids: NDArray[np.int64], weight: NDArray[np.float32]) -> Draw:
@@ -145,12 +198,14 @@ class Sampler(ABC):
     def recall(self, draws: Sequence[Draw]) -> None:
         """Put back, in order, batches that were drawn ahead and will not be delivered: they come next again."""
         with self.store.lock:
+            self.serve()
             numbers = sorted(draw.number for draw in draws if draw.number in self._in_flight)
             self._drawn_before.extendleft(self._in_flight.pop(number) for number in reversed(numbers))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as a JSON object: random numbers, batches drawn, draws in flight."""
         with self.store.lock:
+            self.serve()
             waiting = [*self._in_flight.values(), *self._drawn_before]
             return {
                 "kind": type(self).__name__,
@@ -166,6 +221,7 @@ class Sampler(ABC):
             SpecMismatchError: If it is another kind of sampler's, or damaged.
         """
         with self.store.lock:
+            self.serve()
             try:
                 if state["kind"] != type(self).__name__:
                     raise SpecMismatchError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
     from diskreplay.storage.commit import Participant
     from diskreplay.storage.engine import Engine
+
+
+class Drawing(Protocol):
+    """A sampler, which may have been asked for draws that it has not made yet."""
+
+    def serve(self) -> None:
+        """Make them."""
 
 
 class SamplerAccess:
@@ -35,11 +42,17 @@ class SamplerAccess:
         self._engine = engine
         self._writable = writable
         self._participants: dict[str, weakref.ref[Participant]] = {}
+        self._drawing: weakref.WeakSet[Drawing] = weakref.WeakSet()
 
     @property
     def writable(self) -> bool:
         """Return whether this handle may own priorities."""
         return self._writable
+
+    def settle(self) -> None:
+        """Have the draws made that samplers were asked for, before steps come or go."""
+        for sampler in list(self._drawing):
+            sampler.serve()
 
     def refresh(self) -> bool:
         """Take in what other processes committed."""
@@ -109,6 +122,10 @@ class SamplerAccess:
             with self._engine.index.read() as txn:  # closed while the caller has the values
                 values = load_priorities(txn, sampler, segment)
             yield values[values >= 0]
+
+    def watch(self, sampler: Drawing) -> None:
+        """Have a sampler serve its requests before steps come or go."""
+        self._drawing.add(sampler)
 
     def join(self, name: str, participant: Participant, *, exclusive: bool = False) -> None:
         """Have a participant's state committed with the data; it takes the place of one of the same name.

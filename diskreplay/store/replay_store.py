@@ -186,9 +186,15 @@ class ReplayStore(StoreView):
         if not isinstance(stream, str) or not 0 < len(stream.encode()) <= 200:
             raise ValueError(f"a stream's name has 1 to 200 bytes, got {stream!r}")
         with self._engine.lock:
+            self.access.settle()
             writer = StreamWriter(self, self._engine.claim(stream))
             self._writers.add(writer)
         return writer
+
+    @property
+    def steady(self) -> bool:
+        """Return whether steps come and go by calls of this handle only: none of its writers is open."""
+        return not self._writers
 
     def pin(self, stream: str, *, pinned: bool = True) -> None:
         """Keep a stream's segments from eviction (demonstrations that must stay), or let them go again."""
@@ -207,6 +213,7 @@ class ReplayStore(StoreView):
             ReadOnlyError: If the store was opened with mode="r".
         """
         self._require_writable()
+        self.access.settle()
         self._committer.commit(self.access.participants())
 
     def seal(self) -> None:
@@ -218,6 +225,7 @@ class ReplayStore(StoreView):
         self._require_writable()
         claimed = []
         with self._engine.lock:
+            self.access.settle()
             self._engine.refresh()
             for stream in list(self._engine.streams.values()):
                 if stream.lock is None and stream.tails:
@@ -239,6 +247,7 @@ class ReplayStore(StoreView):
         """
         self.check_open()
         with self._engine.lock:
+            self.access.settle()
             return quarantine(self._engine, segment, why)
 
     @property
@@ -263,6 +272,7 @@ class ReplayStore(StoreView):
         self._require_writable()
         if isinstance(transitions, bool) or int(transitions) != transitions or transitions < 1:
             raise ValueError(f"transitions must be a whole number of at least 1, got {transitions!r}")
+        self.access.settle()
         return self._committer.evict(int(transitions))
 
     def verify(self, *, quick: bool = False, progress: Callable[[int, int], None] | None = None) -> list[Problem]:

@@ -73,6 +73,7 @@ class StoreView:
         """
         self.check_open()
         with self._engine.lock:
+            self.access.settle()
             return self._engine.refresh()
 
     def read(
