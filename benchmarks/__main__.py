@@ -28,7 +28,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=None, help=f"alternating rounds (default: {ROUNDS}; quick: 2)")
     parser.add_argument("--sizes", default="", help="steps or leaves, such as 1e6,1e7, for the questions that grow")
     parser.add_argument("--data", type=Path, default=HERE / ".data", help="what is generated once is kept here")
-    parser.add_argument("--out", type=Path, default=None, help="for results (default: benchmarks/, quick: .benchmarks/)")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="for results (default: benchmarks/, quick: .benchmarks/)"
+    )
     parser.add_argument("--torchrl-python", type=Path, default=ROOT / ".venv-torchrl" / "bin" / "python",
                         help="the interpreter that has torchrl")  # fmt: skip
     parser.add_argument("--render-only", action="store_true", help="write RESULTS.md from what is there")

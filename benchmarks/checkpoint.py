@@ -1,8 +1,8 @@
 """What does committing changed priorities cost, beside writing all of them?
 
-Batches of 256 are drawn by priority from steps of a few bytes and updated, then committed: 100 batches, then 1,000. Beside
-it all priorities are written to a file as float32 and synced, and up to a million by TorchRL's own `dumps`. At one
-commit a minute it should take less than 1 % of the time.
+Batches of 256 are drawn by priority from steps of a few bytes and updated, then committed: 100 batches, then 1,000.
+Beside it all priorities are written to a file as float32 and synced, and up to a million by TorchRL's own `dumps`. At
+one commit a minute it should take less than 1 % of the time.
 """
 
 from __future__ import annotations
@@ -69,11 +69,12 @@ def cases(settings: Settings) -> list[Case]:
         who = [
             Contestant(OURS, "benchmarks.checkpoint:Checkpoint",
                        {"store": str(store), "batches": settings.pick(1_000, 20)}, x=steps),
-            Contestant(ALL, "benchmarks.compare.numpy_arrays:RewritePriorities", options, x=steps, note="float32, fsync"),
+            Contestant(ALL, "benchmarks.compare.numpy_arrays:RewritePriorities", options, x=steps,
+                       note="float32, fsync"),
         ]  # fmt: skip
         if steps <= MOST_FOR_TORCHRL:
-            who.append(Contestant(TORCHRL, "benchmarks.compare.torchrl_buffers:DumpPriorities", options, needs="torchrl",
-                                  environment="torchrl", x=steps))  # fmt: skip
+            torchrl = {"needs": "torchrl", "environment": "torchrl", "x": steps}
+            who.append(Contestant(TORCHRL, "benchmarks.compare.torchrl_buffers:DumpPriorities", options, **torchrl))
         found.append(Case(f"{steps:,} steps", tuple(who), {"steps": steps, "batch": 256}))
     return found
 
@@ -92,7 +93,8 @@ def judge(found: Sequence[goals.Case]) -> list[goals.Verdict]:
                             "few", "many", MEASURE)  # fmt: skip
         verdicts.append(
             goals.Verdict(
-                f"{case['name']}, 1,000 batches beside 100", "diskreplay itself", "grows with what changed, at most 10x",
+                f"{case['name']}, 1,000 batches beside 100", "diskreplay itself",
+                "grows with what changed, at most 10x",
                 f"{np.median(grew):.1f}x" if grew else "did not run", bool(np.median(grew) <= 10) if grew else None,
             )
         )  # fmt: skip

@@ -1,8 +1,9 @@
 """How many commits a second, by durability and by steps a commit, beside raw LMDB and an append with fsync?
 
-Every way gets the same steps, CartPole's (4 float32, an action), made before the clock starts. LMDB and the append take as
-many bytes as the steps have, raw, and do nothing else. diskreplay beside checks and buffers each step, makes it readable at
-once, checksums it and seals full segments into compressed shards; sealing is part of the time in which it falls.
+Every way gets the same steps, CartPole's (4 float32, an action), made before the clock starts. LMDB and the append take
+as many bytes as the steps have, raw, and do nothing else. diskreplay beside checks and buffers each step, makes it
+readable at once, checksums it and seals full segments into compressed shards; sealing is part of the time in which it
+falls.
 """
 
 from __future__ import annotations

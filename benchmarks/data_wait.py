@@ -1,8 +1,8 @@
 """How long does a DQN learner on a CPU wait for its data?
 
-`diskreplay train`'s own learner and batches, beside the same learner on the same transitions in RAM, gathered uniformly by
-fancy indexing in the learner's thread. Waiting is the time that the next batch takes to come, drawing included; updating
-the priorities is counted apart. torch has the threads that `train` gives it.
+`diskreplay train`'s own learner and batches, beside the same learner on the same transitions in RAM, gathered uniformly
+by fancy indexing in the learner's thread. Waiting is the time that the next batch takes to come, drawing included;
+updating the priorities is counted apart. torch has the threads that `train` gives it.
 """
 
 from __future__ import annotations

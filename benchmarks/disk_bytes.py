@@ -1,7 +1,8 @@
 """What do real Atari steps take on disk, and does every zarr reader see the bytes the emulator gave?
 
 Every observation that leaves the environment is hashed, episode by episode, on its way to the store. Afterwards
-zarr-python and tensorstore hash the finished episodes they find in `steps/`, without diskreplay. One round: nothing varies.
+zarr-python and tensorstore hash the finished episodes they find in `steps/`, without diskreplay. One round: nothing
+varies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How fast do Atari steps from memory get into the buffer, by one writer?
 
-diskreplay commits every 1,000 steps, which then survive a power cut; it checks every step, compresses and seals while it
-writes. TorchRL and cpprb promise nothing about what is on disk. All start empty in every run. Stacking the frames
+diskreplay commits every 1,000 steps, which then survive a power cut; it checks every step, compresses and seals while
+it writes. TorchRL and cpprb promise nothing about what is on disk. All start empty in every run. Stacking the frames
 for those that want them stacked is done before the clock starts.
 """
 
@@ -127,8 +127,13 @@ def judge(found: Sequence[goals.Case]) -> list[goals.Verdict]:
     """Compare with the goals."""
     verdicts = []
     for case in found:
-        for rival in (TORCHRL, CPPRB):
-            verdicts.append(goals.at_least(case, f"{case['name']}, by episodes", OURS, rival, MEASURE, 2))
-        for rival in ("TorchRL, add", "cpprb, add, step by step"):
-            verdicts.append(goals.at_least(case, f"{case['name']}, step by step", STEPS, rival, MEASURE, 2))
+        pairs = (
+            (OURS, "by episodes", TORCHRL),
+            (OURS, "by episodes", CPPRB),
+            (STEPS, "step by step", "TorchRL, add"),
+            (STEPS, "step by step", "cpprb, add, step by step"),
+        )
+        for mine, how, rival in pairs:
+            verdict = goals.at_least(case, f"{case['name']}, {how}", mine, rival, MEASURE, 2)
+            verdicts.append(verdict)
     return verdicts

@@ -28,7 +28,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
-        "filesystem": _output("stat", "--file-system", "--format=%T", str(folder)),
+        "filesystem": _output("findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(folder)),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "commit": _output("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"),

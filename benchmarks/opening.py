@@ -1,8 +1,8 @@
 """How long from nothing to the first prioritized batch, and how much memory, as stores grow?
 
-Steps of a few bytes, committed priorities. Every round is a new process with the library imported and compiled; the page
-cache is warm. TorchRL loads storage and trees with `loads`; cpprb's `load_transitions` keeps no priorities. Both are
-left out beyond ten million steps, which take them minutes.
+Steps of a few bytes, committed priorities. Every round is a new process with the library imported and compiled; the
+page cache is warm. TorchRL loads storage and trees with `loads`; cpprb's `load_transitions` keeps no priorities. Both
+are left out beyond ten million steps, which take them minutes.
 """
 
 from __future__ import annotations
@@ -57,10 +57,13 @@ def cases(settings: Settings) -> list[Case]:
     folder = str(settings.data)
     for steps in (steps for steps in sizes if steps <= MOST_FOR_RIVALS):
         options = {"folder": folder, "steps": steps}
-        who.append(Contestant(f"TorchRL, {steps:,}", "benchmarks.compare.torchrl_buffers:Loading", options, group="TorchRL",
-                              needs="torchrl", environment="torchrl", x=steps, fresh=True, note="loads"))  # fmt: skip
-        who.append(Contestant(f"cpprb, {steps:,}", "benchmarks.compare.cpprb_buffers:Loading", options, group="cpprb",
-                              needs="cpprb", x=steps, fresh=True, note="load_transitions; no priorities"))  # fmt: skip
+        where = {"x": steps, "fresh": True}
+        who += [
+            Contestant(f"TorchRL, {steps:,}", "benchmarks.compare.torchrl_buffers:Loading", options, needs="torchrl",
+                       environment="torchrl", group="TorchRL", note="loads", **where),
+            Contestant(f"cpprb, {steps:,}", "benchmarks.compare.cpprb_buffers:Loading", options, needs="cpprb",
+                       group="cpprb", note="load_transitions; no priorities", **where),
+        ]  # fmt: skip
     return [Case("opening", tuple(who), {"sizes": list(sizes), "batch": 256})]
 
 

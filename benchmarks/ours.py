@@ -26,14 +26,23 @@ class Loader:
         frame_stack, batch_size, prefetch: As the loader's.
         seconds: Of a run.
         warm: Read all of the store's files first.
+        warm_batches: Batches before the first run.
     """
 
     def __init__(
-        self, store: str, *, frame_stack: int = 1, batch_size: int = 256, prefetch: int = 8, seconds: float, warm: bool
+        self,
+        store: str,
+        *,
+        seconds: float,
+        warm: bool,
+        frame_stack: int = 1,
+        batch_size: int = 256,
+        prefetch: int = 8,
+        warm_batches: int = 20,
     ) -> None:
         self.path, self.seconds, self.warm, self.prefetch = Path(store), seconds, warm, prefetch
         self.window = {"frame_stack": frame_stack, "n_step": 1}
-        self.batch_size = batch_size
+        self.batch_size, self.warm_batches = batch_size, warm_batches
 
     def prepare(self) -> dict[str, Any]:
         """Open, and deliver some batches."""
@@ -45,7 +54,7 @@ class Loader:
         loader = ReplayLoader(self.sampler, batch_size=self.batch_size, prefetch=self.prefetch, **self.window)
         self.batches: Iterator[Any] = iter(loader)
         self.errors = np.random.default_rng(0).random(self.batch_size)
-        for _ in range(20):
+        for _ in range(self.warm_batches):
             self.deliver()
         steps = len(self.store)
         size = bytes_under(self.path)

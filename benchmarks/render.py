@@ -27,10 +27,14 @@ UNITS = {
 SCALE = {"µs": 1e6, "ms": 1e3, "MB": 1e-6, "%": 100.0}
 HEAD = """# Results
 
-Written by `make bench` (`python -m benchmarks`); every sample is in `results/*.jsonl`. Contestants run in turn, a process
-each, in the same run: ratios are medians of the rounds' own ratios, with the smallest and largest in brackets; above 1 is
-better for diskreplay. Checksums stay on. What each is, and what it does not do, stands beside it.
+Written by `make bench` (`python -m benchmarks`); every sample is in `results/*.jsonl`. Contestants run in turn, a
+process each, in the same run: ratios are medians of the rounds' own ratios, with the smallest and largest in brackets;
+above 1 is better for diskreplay. Checksums stay on. What each is, and what it does not do, stands beside it. In the
+tables of figures the ratio is the first row's beside that row's.
 """
+
+
+QUICK = "**Some of this is of quick runs: they show that everything runs, and measure nothing.**\n"
 
 
 def render(questions: Sequence[ModuleType], results: Mapping[str, dict[str, Any] | None], out: Path) -> Path:
@@ -42,10 +46,15 @@ def render(questions: Sequence[ModuleType], results: Mapping[str, dict[str, Any]
         if result is None:
             continue
         name = question.__name__.rpartition(".")[2]
-        for verdict in result.get("verdicts", []):
-            verdicts.append(f"| [{question.TITLE.partition(':')[0]}](#{name}) {_goal_row(verdict)}")
+        title = question.TITLE.partition(":")[0]
+        verdicts += [f"| [{title}](#{name}) {_goal_row(verdict)}" for verdict in result.get("verdicts", [])]
         parts.append(_section(question, name, result, out))
-    text = [HEAD, "## Goals\n", "| question | work | beside | goal | measured | |\n|---|---|---|---|---|---|", *verdicts]
+    text = [
+        HEAD,
+        "## Goals\n",
+        "| question | work | beside | goal | measured | |\n|---|---|---|---|---|---|",
+        *verdicts,
+    ]
     path = out / "RESULTS.md"
     path.write_text("\n".join([*text, "", *parts]), encoding="utf-8")
     return path
@@ -58,7 +67,9 @@ def _goal_row(verdict: dict[str, Any]) -> str:
 
 def _section(question: ModuleType, name: str, result: dict[str, Any], out: Path) -> str:
     about = result["machine"]
-    quick = " **A quick run: it shows that everything runs, and measures nothing.**" if result["settings"]["quick"] else ""
+    quick = (
+        " **A quick run: it shows that everything runs, and measures nothing.**" if result["settings"]["quick"] else ""
+    )
     unfinished = "" if result["finished"] else " **Unfinished.**"
     libraries = {**about["libraries"].get("own", {}), **about["libraries"].get("torchrl", {})}
     lines = [

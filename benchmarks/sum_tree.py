@@ -1,8 +1,9 @@
 """What do drawing and updating 256 priorities cost, in trees of 1, 10 and 100 million leaves?
 
-A draw finds 256 leaves and reads their values. diskreplay's sampler draws stratified, so neighbours share paths; TorchRL's
-draws independently. Both ways are measured for both. TorchRL's tree is float32, diskreplay's float64; cpprb's is not to be
-had alone: its draw computes weights and gathers a float, its update keeps a second tree. Medians of single batches.
+A draw finds 256 leaves and reads their values. diskreplay's sampler draws stratified, so neighbours share paths;
+TorchRL's draws independently. Both ways are measured for both. TorchRL's tree is float32, diskreplay's float64;
+cpprb's is not to be had alone: its draw computes weights and gathers a float, its update keeps a second tree. Medians
+of single batches.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How fast are prioritized batches of small vectors, when everything fits into the page cache?
 
-Observations of 17 floats, actions of 6, batches of 256, n-step 1, priorities of every batch updated. The rows are drawn at
-random and stay raw on disk. TorchRL holds every observation twice, as it does.
+Observations of 17 floats, actions of 6, batches of 256, n-step 1, priorities of every batch updated. The rows are
+random numbers and stay raw on disk. TorchRL holds every observation twice, as its environments hand them out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.harness import Case, Contestant, Settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TITLE = "Warm reads: vectors of 17 floats, prioritized, batch 256"
+TITLE = "Vector reads: 17 floats, warm, prioritized, batch 256"
 MEASURE = "transitions_per_second"
 CPPRB, TORCHRL = "cpprb, RAM", "TorchRL, memmap"
 

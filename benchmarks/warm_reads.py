@@ -1,9 +1,9 @@
 """How fast are prioritized batches of Atari windows, when everything fits into the page cache?
 
-Batches of 256, four stacked 84x84 frames and the following four, n-step 1, priorities of every batch updated.
-Real emulator frames of random play. diskreplay checks each chunk and hands out observation and next observation as views
-of one window of five frames, cpprb too (frames as the last axis); TorchRL and SB3 return two arrays of four. The uniform
-ones draw without priorities.
+Batches of 256, four stacked 84x84 frames and the following four, n-step 1, priorities of every batch updated. Real
+emulator frames of random play. diskreplay checks each chunk and hands out observation and next observation as views of
+one window of five frames, as numpy and tensorstore do here; cpprb (frames as the last axis), TorchRL and SB3 return two
+arrays of four. The uniform ones draw without priorities.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def contestants(settings: Settings, folder: Path, seconds: float) -> tuple[Conte
             note="LazyMemmapStorage, PrioritizedSampler; prefetching if faster",
         ),
         Contestant(
-            "TorchRL, slices", f"{compare}.torchrl_buffers:Slices", {"rows": rows, "scratch": f"{scratch}-slices", **read},
+            "TorchRL, slices", f"{compare}.torchrl_buffers:Slices",
+            {"rows": rows, "scratch": f"{scratch}-slices", **read},
             needs="torchrl", environment="torchrl",
             note="LazyMemmapStorage, PrioritizedSliceSampler: each frame once, no windows at episode starts",
         ),
