@@ -43,7 +43,7 @@ torture: $(VENV)/.dev
 	$(BIN)/python -m tests.torture
 
 bench: $(VENV)/.bench $(VENV)-torchrl/.installed
-	$(BIN)/python -m benchmarks $(BENCH)
+	$(BIN)/python -m benchmarks --torchrl-python $(VENV)-torchrl/bin/python $(BENCH)
 
 clean:
 	rm -rf $(VENV) $(VENV)-torchrl build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

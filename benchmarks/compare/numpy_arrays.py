@@ -25,8 +25,9 @@ class Windows:
         self.rows = Rows.load(self.folder, mapped=self.mapped)
         self.rng = np.random.default_rng(0)
         self.transitions = self.rows.transitions
-        for _ in range(1 if self.mapped else 20):
-            self.deliver()
+        if not self.mapped:  # a page that is mapped now could not be made cold any more
+            for _ in range(20):
+                self.deliver()
         return {"steps": len(self.transitions), "bytes": self.rows.observation.nbytes}
 
     def deliver(self) -> Any:
