@@ -30,7 +30,7 @@ $(VENV)-torchrl/.installed: constraints.txt benchmarks/compare/build_torchrl.py
 	$(PYTHON) -m venv $(VENV)-torchrl
 	$(VENV)-torchrl/bin/pip install -q --disable-pip-version-check -c constraints.txt torch numpy setuptools ninja
 	$(VENV)-torchrl/bin/pip install -q --disable-pip-version-check -c constraints.txt torchrl==0.14.1 tensordict==0.14.3
-	PATH="$(CURDIR)/$(VENV)-torchrl/bin:$$PATH" $(VENV)-torchrl/bin/python -m benchmarks.compare.build_torchrl
+	PATH="$(abspath $(VENV)-torchrl/bin):$$PATH" $(VENV)-torchrl/bin/python -m benchmarks.compare.build_torchrl
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -12,22 +12,18 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 
-def loads(folder: Path) -> bool:
-    """Return whether the extension can be imported, in this process."""
-    import torch  # noqa: F401, PLC0415  its libraries must be there first
-
-    for path in folder.glob("_torchrl*.so"):
-        spec = importlib.util.spec_from_file_location("_torchrl", path)
-        try:
-            return hasattr(importlib.util.module_from_spec(spec), "SumSegmentTreeFp32")
-        except ImportError:
-            return False
-    return False
+def loads() -> bool:
+    """Return whether a new process can import the extension."""
+    code = "import torch; from torchrl._torchrl import SumSegmentTreeFp32"
+    return (
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True).returncode == 0
+    )
 
 
 def build(folder: Path) -> None:
@@ -45,9 +41,9 @@ def build(folder: Path) -> None:
 def main() -> int:
     """Build if need be; return 0 if the extension loads in the end."""
     folder = Path(importlib.util.find_spec("torchrl").submodule_search_locations[0])
-    if not loads(folder):
+    if not loads():
         build(folder)
-    return 0 if loads(folder) else 1
+    return 0 if loads() else 1
 
 
 if __name__ == "__main__":
