@@ -1,0 +1,63 @@
+"""numpy as a rival: fancy indexing of rows in RAM, or of a memory map, drawn uniformly; nothing is checked."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rows import Rows
+from benchmarks.worker import repeat
+
+
+class Windows:
+    """Gather windows of k + 1 rows: the limit for arrays in RAM, page faults for a memory map."""
+
+    def __init__(self, rows: str, *, stack: int, seconds: float, mapped: bool = False, batch_size: int = 256) -> None:
+        self.folder, self.stack, self.seconds, self.batch_size = Path(rows), stack, seconds, batch_size
+        self.mapped = mapped
+
+    def prepare(self) -> dict[str, Any]:
+        """Load, gather some batches."""
+        self.rows = Rows.load(self.folder, mapped=self.mapped)
+        self.rng = np.random.default_rng(0)
+        self.transitions = self.rows.transitions
+        if not self.mapped:  # a page that is mapped now could not be made cold any more
+            for _ in range(20):
+                self.deliver()
+        return {"steps": len(self.transitions), "bytes": self.rows.observation.nbytes}
+
+    def deliver(self) -> Any:
+        """Gather a batch; observation and next_observation are views of one window."""
+        rows = self.transitions[self.rng.integers(len(self.transitions), size=self.batch_size)]
+        window = self.rows.observation[self.rows.windows(rows, self.stack)]
+        return window, self.rows.action[rows], self.rows.reward[rows], self.rows.terminated[rows]
+
+    def run(self) -> dict[str, float]:
+        """Return transitions a second."""
+        calls, took = repeat(self.deliver, self.seconds)
+        return {"transitions_per_second": calls * self.batch_size / took}
+
+
+class RewritePriorities:
+    """Write the priorities of all steps to a new file, synced: what a checkpoint costs that knows no changes."""
+
+    def __init__(self, folder: str, *, steps: int) -> None:
+        self.path, self.steps = Path(folder) / f"priorities-{steps}", steps
+
+    def prepare(self) -> None:
+        """Make the priorities."""
+        self.priorities = np.random.default_rng(0).random(self.steps, dtype=np.float32)
+
+    def run(self) -> dict[str, float]:
+        """Return the seconds of a checkpoint."""
+        began = time.perf_counter()
+        with self.path.open("wb") as file:
+            self.priorities.tofile(file)
+            os.fsync(file.fileno())
+        took = time.perf_counter() - began
+        self.path.unlink()
+        return {"commit_seconds": took}

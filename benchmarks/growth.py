@@ -1,0 +1,49 @@
+"""Does reading slow down as a store grows?
+
+Prioritized batches of 256 from stores of steps of a few bytes, all in the page cache; all sizes take turns. Before the
+first round so many batches are drawn that nearly all of the sum tree has been loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks import data, goals
+from benchmarks.harness import Case, Contestant, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TITLE = "Growth: transitions a second as stores grow"
+MEASURE = "transitions_per_second"
+SIZES = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
+
+
+def cases(settings: Settings) -> list[Case]:
+    """Return one case in which all sizes take turns."""
+    sizes = settings.sizes or settings.pick(SIZES, (10_000, 100_000))
+    options = {"seconds": settings.pick(3.0, 0.2), "warm": True}
+    who = tuple(
+        Contestant(_name(steps), "benchmarks.ours:Loader",
+                   {"store": str(data.tiny(settings.data, steps)), "warm_batches": _enough(steps), **options},
+                   group="diskreplay", x=steps)
+        for steps in sizes
+    )  # fmt: skip
+    return [Case("growth", who, {"sizes": list(sizes), "batch": 256})]
+
+
+def judge(found: Sequence[goals.Case]) -> list[goals.Verdict]:
+    """Compare with the goal."""
+    (case,) = found
+    smallest, *_, largest = sorted(case["about"]["sizes"])
+    rates = [goals.median(case, _name(steps), MEASURE) for steps in (smallest, largest)]
+    slower = rates[0] / rates[1] if rates[0] and rates[1] else None
+    return [goals.below(f"{largest:,} steps beside {smallest:,}: slower by", "diskreplay itself", slower, 2, "x")]
+
+
+def _enough(steps: int) -> int:
+    return max(20, 12 * (steps // data.TINY_SEGMENT) // 256)
+
+
+def _name(steps: int) -> str:
+    return f"{steps:,} steps"

@@ -1,0 +1,207 @@
+"""Write RESULTS.md and its pictures from stored results: goals first, met or MISSED, then every figure."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from benchmarks import goals
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import ModuleType
+
+OURS_INK, RIVAL_INK = "#22577a", "#9aa3ad"
+LINES = ("#22577a", "#c8553d", "#6b7280", "#588157", "#b08968")
+UNITS = {
+    "transitions_per_second": "transitions/s", "steps_per_second": "steps/s", "commits_per_second": "commits/s",
+    "updates_per_second": "updates/s", "sample_seconds": "draw, µs", "update_seconds": "update, µs",
+    "first_batch_seconds": "first batch, s", "memory_bytes": "memory, MB", "commit_seconds": "commit, ms",
+    "small_commit_seconds": "commit after a tenth, ms", "wait_share": "waiting, %", "priorities_share": "priorities, %",
+    "bytes_per_step_bytes": "bytes a step", "times_smaller_than_84x84": "times smaller than 84x84",
+    "episodes_equal": "episodes equal", "episodes_not_equal": "episodes not equal",
+}  # fmt: skip
+SCALE = {"µs": 1e6, "ms": 1e3, "MB": 1e-6, "%": 100.0}
+HEAD = """# Results
+
+Written by `make bench` (`python -m benchmarks`); every sample is in `results/*.jsonl`. Contestants run in turn, a
+process each, in the same run: ratios are medians of the rounds' own ratios, with the smallest and largest in brackets;
+above 1 is better for diskreplay. Checksums stay on. What each is, and what it does not do, stands beside it. In the
+tables of figures the ratio is the first row's beside that row's.
+"""
+
+
+QUICK = "**Some of this is of quick runs: they show that everything runs, and measure nothing.**\n"
+
+
+def render(questions: Sequence[ModuleType], results: Mapping[str, dict[str, Any] | None], out: Path) -> Path:
+    """Write everything; return the file."""
+    (out / "plots").mkdir(parents=True, exist_ok=True)
+    parts, verdicts = [], []
+    for question in questions:
+        result = results.get(question.__name__)
+        if result is None:
+            continue
+        name = question.__name__.rpartition(".")[2]
+        title = question.TITLE.partition(":")[0]
+        verdicts += [f"| [{title}](#{name}) {_goal_row(verdict)}" for verdict in result.get("verdicts", [])]
+        parts.append(_section(question, name, result, out))
+    text = [
+        HEAD,
+        "## Goals\n",
+        "| question | work | beside | goal | measured | |\n|---|---|---|---|---|---|",
+        *verdicts,
+    ]
+    path = out / "RESULTS.md"
+    path.write_text("\n".join([*text, "", *parts]), encoding="utf-8")
+    return path
+
+
+def _goal_row(verdict: dict[str, Any]) -> str:
+    met = {True: "met", False: "**MISSED**", None: "not measured"}[verdict["met"]]
+    return f"| {verdict['work']} | {verdict['beside']} | {verdict['goal']} | {verdict['measured']} | {met} |"
+
+
+def _section(question: ModuleType, name: str, result: dict[str, Any], out: Path) -> str:
+    about = result["machine"]
+    quick = (
+        " **A quick run: it shows that everything runs, and measures nothing.**" if result["settings"]["quick"] else ""
+    )
+    unfinished = "" if result["finished"] else " **Unfinished.**"
+    libraries = {**about["libraries"].get("own", {}), **about["libraries"].get("torchrl", {})}
+    lines = [
+        f'## <a id="{name}"></a>{question.TITLE}\n',
+        (question.__doc__ or "").strip() + quick + unfinished + "\n",
+        f"{about['cores']} cores ({about['cpu']}), {about['memory_gib']} GiB, {about['filesystem']}, Linux "
+        f"{about['kernel']}, Python {about['python']}, diskreplay at {about['commit'] or 'an unknown commit'}; "
+        + ", ".join(f"{library} {version}" for library, version in sorted(libraries.items()))
+        + f". {result['settings']['rounds']} rounds; load {about['load_at_start']:.1f} at the start.\n",
+    ]
+    measures = getattr(question, "MEASURES", (question.MEASURE,))
+    for case in result["cases"]:
+        lines += _table(case, measures)
+    if any(entry["samples"] for case in result["cases"] for entry in case["contestants"].values()):
+        picture = out / "plots" / f"{name}.png"
+        plot(question, result, measures, picture)
+        lines.append(f"![{question.TITLE}](plots/{picture.name})\n")
+    return "\n".join(lines)
+
+
+def _table(case: dict[str, Any], measures: Sequence[str]) -> list[str]:
+    limit = f"; memory limit {case['memory_limit'] >> 20} MiB each" if case.get("memory_limit") else ""
+    about = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in case["about"].items())
+    names = [unit(measure) for measure in measures]
+    lines = [
+        f"### {case['name']}\n",
+        f"{about}{limit}.\n",
+        "| | " + " | ".join(f"{name} | ratio" for name in names) + " | bytes a step | remarks |",
+        "|---|" + "--:|--:|" * len(names) + "--:|---|",
+    ]
+    first = next(iter(case["contestants"]))
+    for who, entry in case["contestants"].items():
+        cells = []
+        for measure in measures:
+            values = [value * scale(measure) for value in goals.samples(case, who, measure)]
+            spread = f" ({_short(min(values))} to {_short(max(values))})" if len(values) > 1 else ""
+            cells.append(f"{_short(statistics.median(values))}{spread}" if values else "-")
+            found = goals.ratios(case, first, who, measure) if who != first else []
+            cells.append(f"{statistics.median(found):.2f}x" if found else "")
+        reason = entry.get("failed") or entry.get("skipped")
+        remarks = "; ".join(filter(None, [f"**{reason}**" if reason else "", entry["note"], _remarks(entry)]))
+        size = entry.get("details", {}).get("bytes_per_step", "")
+        lines.append(f"| {who} | " + " | ".join(cells) + f" | {size} | {remarks} |")
+    return [*lines, ""]
+
+
+def _remarks(entry: dict[str, Any]) -> str:
+    details = entry.get("details", {})
+    known = [f"prefetch {details['prefetch']}"] if "prefetch" in details else []
+    peaks = [sample["peak_bytes"] for sample in entry["samples"]]
+    return ", ".join([*known, *([f"peak {max(peaks) / 1e6:,.0f} MB"] if peaks else [])])
+
+
+def plot(question: ModuleType, result: dict[str, Any], measures: Sequence[str], path: Path) -> None:
+    """Draw lines over `x` where contestants have several, bars otherwise; medians, with lowest and highest."""
+    places = {entry["x"] for case in result["cases"] for entry in case["contestants"].values() if entry["x"]}
+    lined = len(places) > 1
+    shown = measures[:2] if lined else measures[:1]
+    columns = len(shown) if lined else len(result["cases"])
+    tallest = max(len(case["contestants"]) for case in result["cases"])
+    figure = Figure(figsize=(6.2 * columns, 4 if lined else 1.2 + 0.42 * tallest), layout="constrained", dpi=110)
+    figure.suptitle(question.TITLE, fontsize=12)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    if lined:
+        for axis, measure in zip(axes, shown, strict=True):
+            _lines(axis, result["cases"], measure)
+    else:
+        for axis, case in zip(axes, result["cases"], strict=True):
+            _bars(axis, case, question.MEASURE)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _bars(axis: Any, case: dict[str, Any], measure: str) -> None:
+    ran = [(name, goals.samples(case, name, measure)) for name in case["contestants"]]
+    ran = [(name, [value * scale(measure) for value in values]) for name, values in ran if values][::-1]
+    middles = [statistics.median(values) for _, values in ran]
+    spread = [[m - min(v) for m, (_, v) in zip(middles, ran, strict=True)],
+              [max(v) - m for m, (_, v) in zip(middles, ran, strict=True)]]  # fmt: skip
+    inks = [OURS_INK if name.startswith("diskreplay") else RIVAL_INK for name, _ in ran]
+    axis.barh([name for name, _ in ran], middles, xerr=spread, color=inks, error_kw={"lw": 1, "ecolor": "#333333"})
+    positive = [middle for middle in middles if middle > 0]
+    if positive and max(positive) > 50 * min(positive):
+        axis.set_xscale("log")
+    axis.set_xlabel(unit(measure), fontsize=8)
+    axis.set_title(case["name"], fontsize=9)
+    for place, middle in enumerate(middles):
+        axis.annotate(f" {_short(middle)}", (middle, place), va="bottom", fontsize=7, color="#333333")
+
+
+def _lines(axis: Any, cases: Sequence[dict[str, Any]], measure: str) -> None:
+    groups: dict[str, list[tuple[float, list[float]]]] = {}
+    for case in cases:
+        for name, entry in case["contestants"].items():
+            values = [value * scale(measure) for value in goals.samples(case, name, measure)]
+            if values and entry["x"]:
+                groups.setdefault(entry["group"], []).append((entry["x"], values))
+    for number, (group, points) in enumerate(groups.items()):
+        points.sort()
+        middles = [statistics.median(values) for _, values in points]
+        spread = [[m - min(v) for m, (_, v) in zip(middles, points, strict=True)],
+                  [max(v) - m for m, (_, v) in zip(middles, points, strict=True)]]  # fmt: skip
+        axis.errorbar([x for x, _ in points], middles, yerr=spread, marker="o", ms=4, capsize=2, lw=1.4, label=group,
+                      color=LINES[number % len(LINES)])  # fmt: skip
+    axis.set_xscale("log")
+    highest = [v for points in groups.values() for _, values in points for v in values if v > 0]
+    if highest and max(highest) > 20 * min(highest):
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(bottom=0)
+    axis.set_xlabel("steps", fontsize=8)
+    axis.set_ylabel(unit(measure), fontsize=8)
+    axis.legend(fontsize=7, frameon=False)
+
+
+def unit(measure: str) -> str:
+    """Return what a measure is called."""
+    return UNITS.get(measure, measure.replace("_", " "))
+
+
+def scale(measure: str) -> float:
+    """Return what turns a measure into its unit."""
+    return SCALE.get(unit(measure).rpartition(" ")[2], 1.0)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
