@@ -355,6 +355,20 @@ def frame(rows, framed, checks):
 
 
 @njit(nogil=True, cache=True)
+def unframe(framed, checks, rows):
+    """Copy the chunks of (N, bytes + 4) u8 into (N, bytes) u8; return whether each has the crc32c of (N,) u32."""
+    size = np.uint64(rows.shape[1])
+    source, target = np.uint64(framed.ctypes.data), np.uint64(rows.ctypes.data)
+    for i in range(len(framed)):
+        if native.crc32c_extend(np.uint32(0), source, size) != checks[i]:
+            return False
+        native.memcpy(target, source, size)
+        source += size + np.uint64(4)
+        target += size
+    return True
+
+
+@njit(nogil=True, cache=True)
 def _u32(raw, at):
     return (np.int64(raw[at]) | (np.int64(raw[at + 1]) << 8) | (np.int64(raw[at + 2]) << 16)
             | (np.int64(raw[at + 3]) << 24))  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError, StepEvictedError
 from diskreplay.storage import layout
+from diskreplay.storage.cached import USES, fields_to_keep, read_rows
 from diskreplay.storage.durable import disk_error
 from diskreplay.storage.shard import parse_shard_index, shard_index_bytes, shard_name
 
@@ -33,7 +34,7 @@ SHARE_OF_LIMIT = 2
 class OpenSegment:
     """The open shards of one segment; they close when the last plan that reads them is gone."""
 
-    __slots__ = ("checks", "fds", "indexes", "lengths", "segment")
+    __slots__ = ("checks", "fds", "indexes", "lengths", "rows", "segment", "uses")
 
     def __init__(self, segment: int, lengths: Mapping[str, int], checks: Mapping[str, NDArray[np.uint32]]) -> None:
         self.segment = segment
@@ -41,6 +42,8 @@ class OpenSegment:
         self.checks = dict(checks)
         self.fds: dict[str, int] = {}
         self.indexes: dict[str, NDArray[np.uint64]] = {}
+        self.rows: dict[str, NDArray[np.uint8]] = {}
+        self.uses = 0
 
     def __del__(self) -> None:
         for fd in self.fds.values():
@@ -77,6 +80,8 @@ class Residency:
         self._files = 0
         self._tick = 0
         self._budget = 0
+        self._kept: list[str] = []
+        self._kept_for = -1
 
     def need_ends(self, slots: NDArray[np.int32]) -> None:
         """Have the episode ends of these slots in memory."""
@@ -138,7 +143,31 @@ class Residency:
                 self.close()  # so that too many open files do not stand in the way of what comes next
                 raise
         tails, opened = table.tails, self._open
-        return [tails.get(slot) or opened.get(slot) for slot in wanted.tolist()]
+        keep: list[object] = [tails.get(slot) or opened.get(slot) for slot in wanted.tolist()]
+        for slot, segment in zip(wanted.tolist(), keep, strict=True):
+            if isinstance(segment, OpenSegment):
+                segment.uses += 1
+                if segment.uses == USES:
+                    self._keep_rows(slot, segment)
+        return keep
+
+    def _keep_rows(self, slot: int, opened: OpenSegment) -> None:
+        """Keep a segment's rows of small fields in memory; what is damaged stays where it is until it is read."""
+        if self._kept_for != len(self.table):
+            self._kept_for = len(self.table)
+            rows = self._kept_for * self.table.segment_steps
+            self._kept = fields_to_keep(list(self.fields.values()), self.codings, rows)
+        for name in self._kept:
+            places = self.table.by_field[name]
+            if name in opened.fds and not places.base[slot]:
+                coding, length = self.codings[name], opened.lengths[name]
+                try:
+                    rows_read = read_rows(opened.fds[name], self.fields[name], coding, opened.checks[name], length)
+                except OSError:
+                    continue
+                if rows_read is not None:
+                    opened.rows[name] = rows_read
+                    places.base[slot] = rows_read.ctypes.data
 
     def forget(self, slot: int) -> None:
         """Stop offering a slot's files: its segment was evicted or the store is closing."""
@@ -147,6 +176,8 @@ class Residency:
             self._files -= len(segment.fds)
         for places in self.table.by_field.values():
             places.fd[slot], places.index[slot], places.check[slot], places.size[slot] = -1, 0, 0, 0
+            if segment is not None:
+                places.base[slot] = 0
 
     def close(self) -> None:
         """Close every file that no plan uses."""

@@ -1,0 +1,108 @@
+"""Rows of small raw fields in memory: the same as on disk, only where they fit, never a damaged one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diskreplay import CorruptStoreError, ReplayStore
+from diskreplay.storage import cached, native
+from diskreplay.storage.cached import USES, fields_to_keep, memory_limit
+from diskreplay.storage.fields import Coding, Field
+from tests.conftest import fill
+
+SMALL = Field("reward", (), "float32", "outcome", hot=True)
+VECTOR = Field("observation", (17,), "float32", "observation", hot=True)
+COLD = Field("episode", (), "int64", "mark", hot=False)
+RAW, CODED = Coding("none", 16), Coding("zstd", 16)
+
+
+def test_the_smallest_fields_are_kept_as_far_as_they_fit():
+    """Not those that a batch does not read, nor coded ones, which count all the same."""
+    fields = [VECTOR, SMALL, COLD]
+    codings = {"observation": RAW, "reward": RAW, "episode": CODED}
+    assert fields_to_keep(fields, codings, 1000, budget=72_000) == ["reward", "observation"]
+    assert fields_to_keep(fields, codings, 1000, budget=71_999) == ["reward"]
+    assert fields_to_keep(fields, codings, 1000, budget=3_999) == []
+    assert fields_to_keep(fields, {**codings, "reward": CODED}, 1000, budget=72_000) == ["observation"]
+
+
+def test_the_limit_is_that_of_the_control_group(tmp_path, monkeypatch):
+    """If it has one that is below the machine's memory."""
+    machine = memory_limit()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(cached, "CGROUP_LIMITS", (limit, tmp_path / "none"))
+    limit.write_text("max\n")
+    assert memory_limit() == machine
+    limit.write_text("1048576\n")
+    assert memory_limit() == 1 << 20
+
+
+@pytest.fixture(params=[True, False])
+def compiled(request, monkeypatch):
+    """Both read paths."""
+    if request.param and not native.AVAILABLE:
+        pytest.skip("needs the compiled path")
+    monkeypatch.setattr(native, "AVAILABLE", request.param)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_what_is_kept_is_what_is_read(make_store):
+    """Also of short segments, and after eviction and its slots' use by others."""
+    store = make_store(segment_steps=32)
+    fill(store, episodes=9, length=13)
+    store.seal()
+    path = store.path
+    store.close()
+    with ReplayStore.open(path, mode="a") as again:
+        ids = again.step_ids_of(np.arange(len(again)))
+        first = again.read(ids)
+        for _ in range(USES):
+            again.read(ids)
+        table = again._engine.table
+        assert all((table.by_field[name].base[table.live()] != 0).all() for name in ("observation", "action", "reward"))
+        kept = again.read(ids)
+        for name in ("observation", "action", "reward", "discount", "next_observation"):
+            np.testing.assert_array_equal(getattr(first, name), getattr(kept, name))
+        again.evict(40)
+        fill(again, episodes=4, length=13, stream="b", seed=5)
+        again.seal()
+        for _ in range(USES + 1):
+            found = again.read(ids[-20:])
+        assert (found.reward == first.reward[-20:]).all()
+        assert again.verify() == []
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_damaged_shard_is_not_kept(make_store):
+    """Its sound rows are still served, its damaged ones never."""
+    store = make_store(segment_steps=1024, compression="none")
+    fill(store, episodes=9, length=113)
+    store.seal()
+    path = store.path
+    store.close()
+    shard = path / "steps" / "reward" / "c.0"
+    data = bytearray(shard.read_bytes())
+    data[5] ^= 1
+    shard.write_bytes(data)
+    with ReplayStore.open(path) as again:
+        sound, spoilt = [600, 700], [1]
+        for _ in range(USES + 1):
+            assert len(again.read(sound).reward) == 2
+        table = again._engine.table
+        assert table.by_field["action"].base[table.slot(0)]
+        assert not table.by_field["reward"].base[table.slot(0)]
+        with pytest.raises(CorruptStoreError, match="reward"):
+            again.read(spoilt)
+
+
+def test_nothing_is_kept_without_room(make_store, monkeypatch):
+    """Data larger than the share of memory are read as before."""
+    monkeypatch.setattr(cached, "MEMORY_SHARE", 0)
+    store = make_store(segment_steps=32)
+    fill(store, episodes=9, length=13)
+    store.seal()
+    for _ in range(USES + 2):
+        store.read([0, 40])
+    table = store._engine.table
+    assert not any(places.base.any() for places in table.by_field.values())
