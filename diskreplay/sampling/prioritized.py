@@ -177,8 +177,7 @@ class PrioritizedSampler(Sampler):
         probabilities = tree.get(leaves) / tree.total
         beta = self.beta(self.batches) if isinstance(self.beta, LinearSchedule) else float(self.beta)
         weight = importance_weights(probabilities, size=len(self.store), beta=beta)
-        block = leaves // priorities.steps
-        return Draw(priorities.segment[block] * priorities.steps + leaves % priorities.steps, weight)
+        return Draw(priorities.step_ids(leaves), weight)
 
 
 def _array(values: ArrayLike) -> NDArray[Any]:

@@ -42,6 +42,8 @@ from diskreplay.storage.tail import Running
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from diskreplay.storage.engine import Engine
     from diskreplay.storage.index import Writing
     from diskreplay.storage.streams import Stream
@@ -56,13 +58,13 @@ class SamplerRecord:
         name: The sampler's.
         state: JSON: random state, draws in flight, settings.
         blocks: (segment, block) -> float32 priorities, PRIORITY_BLOCK of them or fewer at the segment's end.
-        sums: segment -> (sum of priority^alpha, place in the tree, rows that have a priority).
+        sums: segment -> its SUM records.
     """
 
     name: str
     state: dict[str, Any]
     blocks: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    sums: dict[int, tuple[float, int, int]] = field(default_factory=dict)
+    sums: dict[int, NDArray[Any]] = field(default_factory=dict)
 
 
 class Participant(Protocol):
@@ -349,10 +351,9 @@ class Committer:
 
 def _put_sampler(txn: Writing, record: SamplerRecord, gone: Callable[[int], bool]) -> None:
     txn.put_json("samplers", record.name.encode(), record.state)
+    live = {segment: sums for segment, sums in record.sums.items() if not gone(segment)}
     for (segment, block), payload in record.blocks.items():
-        if not gone(segment):
+        if segment in live:  # of every segment whose blocks changed the sums did
             txn.put("priorities", layout.priority_key(record.name, segment, block), payload)
-    for segment, entry in record.sums.items():
-        if not gone(segment):
-            value = np.array([entry], layout.SUM)
-            txn.put("sums", layout.sum_key(record.name, segment), value.tobytes())
+    for segment, sums in live.items():
+        txn.put("sums", layout.sum_key(record.name, segment), sums.tobytes())

@@ -44,7 +44,8 @@ LMDB databases (integers in keys are big-endian; every value ends in the crc32c 
     tails       stream u32, segment u64, row u32    tail record: rows committed but not sealed (see tail.py)
     priorities  sampler name, 0, segment u64, block u16: f32 * PRIORITY_BLOCK, the raw priorities
     samplers    sampler name          JSON: alpha, largest priority, random state, draws in flight
-    sums        sampler name, 0, segment u64    SUM: sum of priority^alpha, place in the tree, rows: its upper level
+    sums        sampler name, 0, segment u64    [SUM], one for each SUM_ROWS rows: sum of priority^alpha, place of
+                                      the segment in the tree, rows: the tree's upper level
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ STEPS = "steps"
 LOCKS = "locks"
 LOST = "lost+found"
 PRIORITY_BLOCK = 1000
+SUM_ROWS = 4096
 
 DATABASES = (
     "meta", "streams", "segments", "seals", "files", "checks", "episodes", "quarantine", "garbage", "tails",

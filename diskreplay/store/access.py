@@ -12,7 +12,7 @@ from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.storage.priorities import SamplerCheckpoint, is_live, load_priorities, load_sampler, sampler_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -56,6 +56,15 @@ class SamplerAccess:
         live = table.live()
         return table.segment[live], table.rows[live].astype(np.int64)
 
+    def changed_since(self, version: int) -> list[int] | None:
+        """Return the segments that came, changed or went since a version; None if that is too long ago."""
+        return self._engine.table.changed_since(version)
+
+    def rows_of(self, segments: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many complete rows each segment has, -1 where it is not live."""
+        slots = self._engine.table.find(segments)
+        return np.where(slots >= 0, self._engine.table.rows[slots], -1).astype(np.int64)
+
     def final_rows(self, segment: int) -> NDArray[np.int32]:
         """Return the rows of a live segment that hold an episode's last observation and cannot be sampled."""
         return self._engine.reader.final_rows(segment)
@@ -85,21 +94,26 @@ class SamplerAccess:
         with self._engine.index.read() as txn:
             return load_sampler(txn, sampler)
 
-    def load_priorities(self, sampler: str, segment: int) -> NDArray[np.float32]:
-        """Return the committed priorities of a segment's first rows; -1 where a row cannot be sampled.
+    def load_priorities(self, sampler: str, rows: Sequence[tuple[int, int, int]]) -> list[NDArray[np.float32]]:
+        """Return the committed priorities of rows, (segment, first, stop) each, as far as there are any.
+
+        -1 where a row cannot be sampled. All are of one moment.
 
         Raises:
-            StepEvictedError: If there are none because another process evicted the segment.
+            StepEvictedError: If there are none because another process evicted a segment.
         """
+        found = []
         with self._engine.index.read() as txn:
-            try:
-                priorities = load_priorities(txn, sampler, segment)
-            except CorruptStoreError as err:
-                what = f"{self.path}: segment {segment}: {err}"
-                raise CorruptStoreError(what, path=self.path, segment=segment) from err
-            if not len(priorities) and not is_live(txn, segment):
-                raise StepEvictedError(f"segment {segment} was evicted by another process")
-            return priorities
+            for segment, first, stop in rows:
+                try:
+                    priorities = load_priorities(txn, sampler, segment, first, stop)
+                except CorruptStoreError as err:
+                    what = f"{self.path}: segment {segment}: {err}"
+                    raise CorruptStoreError(what, path=self.path, segment=segment) from err
+                if not len(priorities) and not is_live(txn, segment):
+                    raise StepEvictedError(f"segment {segment} was evicted by another process")
+                found.append(priorities)
+        return found
 
     def priorities(self, sampler: str) -> Iterator[NDArray[np.float32]]:
         """Yield the committed priorities of the transitions, a block a segment."""

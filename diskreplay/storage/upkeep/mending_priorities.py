@@ -16,10 +16,10 @@ from diskreplay.storage.upkeep.sampled import (
     Rows,
     alpha_of,
     contradictions,
-    power_sum,
     read_priorities,
     sampled_segments,
     strays,
+    sums_of,
 )
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ def _sampler_segment(draft: Draft, name: str, alpha: float | None, segment: int,
         draft.lose(where, _first(found, "") + ": they begin anew at the largest")
         _forget(draft, name, segment)
         return
-    place = -1 if found.entry is None else int(found.entry["place"])
+    place = found.place
     if place < 0 or place in places:
         used = {*places, *_places(draft, name)}
         place = next(n for n in range(len(used) + 1) if n not in used)
     places[place] = segment
-    if place == (-1 if found.entry is None else int(found.entry["place"])) and not contradictions(found, alpha, known):
+    if place == found.place and not contradictions(found, alpha, known):
         return
     _fit(draft, name, alpha, found, place, known)
 
@@ -77,15 +77,16 @@ def _fit(draft: Draft, name: str, alpha: float, found: Priorities, place: int, k
     for block in range(-(-len(values) // layout.PRIORITY_BLOCK)):
         part = values[block * layout.PRIORITY_BLOCK : (block + 1) * layout.PRIORITY_BLOCK]
         draft.replace("priorities", layout.priority_key(name, found.segment, block), part.tobytes())
-    entry = np.array([(power_sum(values, alpha), place, len(values))], layout.SUM)
-    draft.replace("sums", layout.sum_key(name, found.segment), entry.tobytes())
+    draft.replace("sums", layout.sum_key(name, found.segment), sums_of(values, alpha, place).tobytes())
     draft.note(f"sampler {name!r}: the priorities of segment {found.segment} are made to fit its steps")
 
 
 def _places(draft: Draft, name: str) -> Iterator[int]:
     for key, value in draft.txn.raw_items("sums", name.encode() + b"\0"):
-        if _is_sound(value) and len(value) == layout.SUM.itemsize + 4 and draft.rows_of(int.from_bytes(key[-8:])):
-            yield int(np.frombuffer(value[:-4], layout.SUM)[0]["place"])
+        sums = value[:-4]
+        whole = len(sums) > 0 and len(sums) % layout.SUM.itemsize == 0
+        if whole and _is_sound(value) and draft.rows_of(int.from_bytes(key[-8:])):
+            yield int(np.frombuffer(sums, layout.SUM)[0]["place"])
 
 
 def _forget(draft: Draft, name: str, segment: int) -> None:

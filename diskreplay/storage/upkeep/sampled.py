@@ -32,15 +32,20 @@ class Priorities:
 
     Attributes:
         segment: Which.
-        entry: SUM; None if it is missing or damaged.
+        sums: [SUM]; None if they are missing or damaged.
         blocks: block -> priorities.
         bad: Keys of damaged records, and what is wrong with each.
     """
 
     segment: int
-    entry: Any = None
+    sums: NDArray[Any] | None = None
     blocks: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     bad: list[tuple[str, bytes, str]] = field(default_factory=list)
+
+    @property
+    def place(self) -> int:
+        """Return the segment's place in the tree; -1 if that is not known."""
+        return -1 if self.sums is None else int(self.sums["place"][0])
 
     @property
     def values(self) -> NDArray[np.float32]:
@@ -72,9 +77,9 @@ def read_priorities(txn: Reading, sampler: str, segment: int) -> Priorities:
     if value is not None:
         try:
             array = layout.open_array(bytes(value), layout.SUM, name_of("sums", key))
-            if len(array) != 1:
-                raise CorruptStoreError(f"the record has {len(array)} entries")
-            out.entry = array[0]
+            if not len(array):
+                raise CorruptStoreError(f"{name_of('sums', key)}: the record has no entries")
+            out.sums = array
         except CorruptStoreError as err:
             out.bad.append(("sums", key, str(err)))
     for name, raw in txn.raw_items("priorities", key):
@@ -101,9 +106,9 @@ class Rows(NamedTuple):
 
 def contradictions(found: Priorities, alpha: float, rows: Rows) -> list[str]:
     """Say what is wrong with sound records of a segment's priorities, under an exponent."""
-    if found.entry is None:
+    if found.sums is None:
         return ["there are priorities, but no sum of them"]
-    values, count = found.values, int(found.entry["rows"])
+    values, count = found.values, int(found.sums["rows"].sum(dtype=np.int64))
     if not found.complete or len(values) != count:
         return [f"there are {len(values)} priorities, the sum counts {count}"]
     if count > rows.complete:
@@ -113,18 +118,27 @@ def contradictions(found: Priorities, alpha: float, rows: Rows) -> list[str]:
         wrong.append("the rows without a priority are not the last ones of episodes")
     if not (np.isfinite(values).all() and (values[values < 0] == UNSAMPLED).all()):
         return [*wrong, "a priority is negative or not finite"]
-    total, stored = power_sum(values, alpha), float(found.entry["total"])
-    if not abs(total - stored) <= SUMS_AGREE * max(total, stored):
-        wrong.append(f"the priorities sum to {total}, the index says {stored}")
-    if found.entry["place"] < 0:
-        wrong.append(f"its place in the tree is {int(found.entry['place'])}")
+    wanted = sums_of(values, alpha, found.place)
+    if not np.array_equal(wanted["rows"], found.sums["rows"]):
+        return [*wrong, f"there is not one sum for every {layout.SUM_ROWS} rows"]
+    for total, stored in zip(wanted["total"].tolist(), found.sums["total"].tolist(), strict=True):
+        if not abs(total - stored) <= SUMS_AGREE * max(total, stored):
+            wrong.append(f"the priorities sum to {total}, the index says {stored}")
+            break
+    if found.place < 0 or (found.sums["place"] != found.place).any():
+        wrong.append(f"its place in the tree is {found.sums['place'].tolist()}")
     return wrong
 
 
-def power_sum(values: NDArray[np.float32], alpha: float) -> float:
-    """Return the sum of priority^alpha; rows without a priority, and priorities of 0, count for nothing."""
-    chosen = values[values > 0].astype(np.float64)
-    return float(np.power(chosen, alpha).sum())
+def sums_of(values: NDArray[np.float32], alpha: float, place: int) -> NDArray[Any]:
+    """Return the SUM records of priorities; rows without one, and priorities of 0, count for nothing."""
+    first = np.arange(0, len(values), layout.SUM_ROWS)
+    powers = np.zeros(len(values))
+    powers[values > 0] = np.power(values[values > 0].astype(np.float64), alpha)
+    sums = np.zeros(len(first), layout.SUM)
+    sums["place"], sums["rows"] = place, np.minimum(len(values) - first, layout.SUM_ROWS)
+    sums["total"] = [powers[start : start + layout.SUM_ROWS].sum() for start in first.tolist()]
+    return sums
 
 
 def alpha_of(state: dict[str, Any]) -> float | None:
@@ -151,7 +165,7 @@ def check_sampler(index: Index, name: str, state: dict[str, Any], rows_of: RowsO
                 where = f"sampler {name!r}, segment {segment}"
                 found = read_priorities(txn, name, segment)
                 yield from (Problem(RECORD, name_of(database, key), what) for database, key, what in found.bad)
-                if found.bad or (found.entry is None and not found.blocks):
+                if found.bad or (found.sums is None and not found.blocks):
                     continue  # damaged, or evicted meanwhile
                 try:
                     known = rows_of(txn, segment)
@@ -165,8 +179,8 @@ def check_sampler(index: Index, name: str, state: dict[str, Any], rows_of: RowsO
                     continue
                 for what in contradictions(found, alpha, known):
                     yield Problem(INCONSISTENT, where, what)
-                if found.entry is not None:
-                    other = places.setdefault(int(found.entry["place"]), segment)
+                if found.sums is not None:
+                    other = places.setdefault(found.place, segment)
                     if other != segment:
                         yield Problem(INCONSISTENT, where, f"segment {other} has the same place in the tree")
 
