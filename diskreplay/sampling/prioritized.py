@@ -149,14 +149,17 @@ class PrioritizedSampler(Sampler):
 
     def collect(self) -> SamplerRecord:
         """Return the priorities that changed, the sums above them, and the state."""
-        self._current(self._priorities.sync)
-        record = super().collect()
-        self._priorities.collect(record)
-        return record
+        return self._current(self._collect)
 
     def committed(self) -> None:
         """Hear that what was collected is durable."""
         self._priorities.committed()
+
+    def _collect(self) -> SamplerRecord:
+        self._priorities.sync()
+        record = super().collect()
+        self._priorities.collect(record)
+        return record
 
     def _leaves_of(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         self._priorities.sync()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.priority import SumTree, allow_huge_pages, leaf_value
+from diskreplay.sampling.changes import Changes
 from diskreplay.sampling.sampler import REFRESHES
 from diskreplay.storage import layout
 from diskreplay.storage.lookup import SegmentLookup
@@ -29,7 +30,7 @@ class SegmentPriorities:
     """Follow which transitions are live, and keep each one's priority p and the sum of p^alpha.
 
     A segment has a place, which is committed with it, so that draws are the same after a restart. A place is as many
-    blocks of the tree as a segment has parts of SUM_ROWS rows; a part is loaded when it is first touched.
+    blocks of the tree as a segment has blocks of priorities; a block is loaded when it is first touched.
     Every method is to be called with the store's lock held.
 
     Args:
@@ -48,16 +49,16 @@ class SegmentPriorities:
         self.name = name
         self.alpha = alpha
         self.steps = access.segment_steps
-        self.part = min(self.steps, layout.SUM_ROWS)
-        self.parts = -(-self.steps // self.part)
-        self.span = self.parts * self.part
-        self.tree = SumTree(self.part, self.parts)
+        self.size = min(self.steps, layout.PRIORITY_BLOCK)
+        self.blocks = -(-self.steps // self.size)
+        self.span = self.blocks * self.size
+        self.tree = SumTree(self.size, self.blocks)
         self.segment = np.full(0, -1, np.int64)
         self.largest = np.float32(1.0)
         self._rows = np.zeros(0, np.int64)
         self._priority = np.zeros(0, np.float32)
-        self._chunks = -(-self.steps // layout.PRIORITY_BLOCK)
-        self._dirty = np.zeros((0, self._chunks), np.bool_)
+        self._changes = Changes(self.size)
+        self._next_update: int | None = None
         self._moved = np.zeros(0, np.bool_)
         self._place_of = SegmentLookup()
         self._newest = -1
@@ -107,7 +108,7 @@ class SegmentPriorities:
         places = self._place_of.find(segments).astype(np.int64)
         live = places >= 0
         leaves = places * self.span + rows
-        self.load(leaves[live] // self.part)
+        self.load(leaves[live] // self.size)
         unknown[live] = (rows[live] >= self._rows[places[live]]) | (self._priority[leaves[live]] < 0)
         if unknown.any():
             raise ValueError(f"step id {int(step_ids[np.flatnonzero(unknown)[0]])} is not that of a transition")
@@ -126,8 +127,7 @@ class SegmentPriorities:
         """Set the priorities of leaves that are loaded; of one given twice the last wins."""
         self.tree.update(leaves, leaf_value(priorities, self.alpha))
         self._priority[leaves] = priorities
-        places = leaves // self.span
-        self._dirty[places, (leaves - places * self.span) // layout.PRIORITY_BLOCK] = True
+        self._changes.touch(leaves)
         self.largest = max(self.largest, priorities.max())
 
     def forget(self) -> None:
@@ -147,8 +147,7 @@ class SegmentPriorities:
         missing = np.unique(blocks[~self.tree.is_loaded(blocks)])
         for start in range(0, len(missing), PORTION):
             portion = missing[start : start + PORTION]
-            places, first = portion // self.parts, portion % self.parts * self.part
-            wanted = zip(self.segment[places].tolist(), first.tolist(), (first + self.part).tolist(), strict=True)
+            wanted = zip(self.segment[portion // self.blocks].tolist(), (portion % self.blocks).tolist(), strict=True)
             found = self.access.load_priorities(self.name, list(wanted))
             for block, priorities in zip(portion.tolist(), found, strict=True):
                 self._load(block, priorities, trusted=trusted)
@@ -156,21 +155,25 @@ class SegmentPriorities:
             if not self.tree.dense and 2 * self._unloaded < self.tree.blocks:
                 self.tree.dense = True
                 allow_huge_pages(self._priority, allowed=True)
+        if len(missing) and not self._unloaded:
+            self.access.forget_journal(self.name)
 
     def _load(self, block: int, priorities: NDArray[np.float32], *, trusted: bool) -> None:
-        place, first = block // self.parts, block % self.parts * self.part
+        place, first = block // self.blocks, block % self.blocks * self.size
         segment, known = int(self.segment[place]), int(self._rows[place])
-        rows = min(known - first, self.part)
+        rows = min(known - first, self.size)
         where = f"{self.access.path}: sampler {self.name!r}, segment {segment}"
         if not self.access.writable:
             # Their owner may have gone on since the sums were read: what is there now counts.
             if len(priorities) < rows:
                 raise CorruptStoreError(f"{where}: {len(priorities)} of {rows} priorities", segment=segment)
-            if known <= first + self.part:
+            if known <= first + self.size:
                 live = int(self.access.rows_of(np.array([segment]))[0])
                 rows = min(len(priorities), max(live - first, rows))
                 self._rows[place] = first + rows
             priorities, trusted = priorities[:rows], False
+        if not np.isfinite(priorities).all():
+            raise CorruptStoreError(f"{where}: a priority is not finite", segment=segment)
         if len(priorities) != rows:
             raise CorruptStoreError(
                 f"{where}: {len(priorities)} priorities from row {first} on, the checkpoint counts {rows}",
@@ -182,24 +185,65 @@ class SegmentPriorities:
             priorities[final[(final >= 0) & (final < rows)]] = UNSAMPLED
         before = float(self.tree.block_totals(block))
         self.tree.set_block(block, self._powers(priorities))
-        self._priority[block * self.part : block * self.part + rows] = priorities
+        self._priority[block * self.size : block * self.size + rows] = priorities
         after = float(self.tree.block_totals(block))
         # pow() may differ in the last bit between processors, so not ==.
         if trusted and abs(after - before) > TOTALS_AGREE * max(after, before):
             raise CorruptStoreError(f"{where}: priorities sum to {after}, the checkpoint to {before}", segment=segment)
 
     def collect(self, record: SamplerRecord) -> None:
-        """Put into a record what changed since the last commit."""
-        for place, chunk in np.argwhere(self._dirty).tolist():
-            start = place * self.span + chunk * layout.PRIORITY_BLOCK
-            stop = place * self.span + min((chunk + 1) * layout.PRIORITY_BLOCK, int(self._rows[place]))
-            record.blocks[int(self.segment[place]), chunk] = self._priority[start:stop].tobytes()
-        for place in np.flatnonzero(self._dirty.any(axis=1) | self._moved).tolist():
-            record.sums[int(self.segment[place])] = self._sums(place)
+        """Put into a record what changed since the last commit. Cost: O(changes), see changes.py."""
+        changes = self._changes
+        if self._next_update is not None:
+            changes.restored(self.access.list_updates(self.name), self._next_update)
+            self._next_update = None
+        within = np.arange(self.blocks) * self.size
+        rows = np.clip(self._rows[:, None] - within, 0, self.size).reshape(-1)
+        step_ids = np.where(self.segment[:, None] < 0, -1 << 62, self.segment[:, None] * self.steps + within)
+        plan = changes.plan(rows, step_ids.reshape(-1), self._priority)
+        whole = np.flatnonzero(plan.whole)
+        self._collect_blocks(record, whole, rows, plan.folded)
+        moved = np.flatnonzero(self._moved)
+        self._collect_sums(record, np.concatenate([whole // self.blocks, plan.leaves // self.span, moved]))
+        record.state["next_update"] = plan.folded
+        record.update, record.kept = plan.first, plan.kept
+        record.updates = {update.number: update.payload() for update in plan.updates}
+
+    def _collect_blocks(
+        self, record: SamplerRecord, whole: NDArray[np.int64], rows: NDArray[np.int64], folded: int
+    ) -> None:
+        here = self.tree.is_loaded(whole)
+        for block in whole[here].tolist():
+            key = int(self.segment[block // self.blocks]), block % self.blocks
+            values = self._priority[block * self.size : block * self.size + int(rows[block])]
+            record.blocks[key] = layout.priorities_payload(folded, values)
+        away = whole[~here]
+        for start in range(0, len(away), PORTION):
+            portion = away[start : start + PORTION]
+            keys = list(
+                zip(self.segment[portion // self.blocks].tolist(), (portion % self.blocks).tolist(), strict=True)
+            )
+            found = self.access.load_priorities(self.name, keys)
+            for key, values in zip(keys, found, strict=True):
+                record.blocks[key] = layout.priorities_payload(folded, values)
+
+    def _collect_sums(self, record: SamplerRecord, places: NDArray[np.int64]) -> None:
+        places = np.flatnonzero(np.bincount(places, minlength=len(self.segment)))
+        rows = self._rows[places]
+        counts = -(-rows // self.size)
+        first = np.cumsum(counts) - counts
+        within = np.arange(int(counts.sum())) - np.repeat(first, counts)
+        blocks = np.repeat(places * self.blocks, counts) + within
+        sums = np.zeros(len(blocks), layout.SUM)
+        sums["total"], sums["place"] = self.tree.block_totals(blocks), np.repeat(places, counts)
+        sums["rows"] = np.minimum(np.repeat(rows, counts) - within * self.size, self.size)
+        payload, size = sums.tobytes(), layout.SUM.itemsize
+        for segment, at, count in zip(self.segment[places].tolist(), first.tolist(), counts.tolist(), strict=True):
+            record.sums[segment] = payload[at * size : (at + count) * size]
 
     def committed(self) -> None:
         """Hear that what was collected is durable."""
-        self._dirty[:] = False
+        self._changes.committed()
         self._moved[:] = False
 
     def check_valid(self) -> tuple[bool, str]:
@@ -211,10 +255,10 @@ class SegmentPriorities:
             place = self._place_of.get(segment)
             if place < 0 or self._rows[place] != count or self.segment[place] != segment:
                 return False, f"segment {segment} has {count} rows, its place {place} knows others"
-            blocks = np.arange(place * self.parts, place * self.parts - (-count // self.part))
+            blocks = np.arange(place * self.blocks, place * self.blocks - (-count // self.size))
             for block in blocks[self.tree.is_loaded(blocks)].tolist():
-                first = block % self.parts * self.part
-                leaves = block * self.part + np.arange(min(self.part, count - first))
+                first = block % self.blocks * self.size
+                leaves = block * self.size + np.arange(min(self.size, count - first))
                 priorities = self._priority[leaves]
                 if not np.array_equal(self.tree.get(leaves), self._powers(priorities)):
                     return False, f"segment {segment}: leaves are not priority^alpha"
@@ -226,15 +270,6 @@ class SegmentPriorities:
     def _powers(self, priorities: NDArray[np.float32]) -> NDArray[np.float64]:
         return np.where(priorities < 0, 0.0, leaf_value(np.maximum(priorities, 0), self.alpha))
 
-    def _sums(self, place: int) -> NDArray[Any]:
-        """Return the SUM records of a place's segment."""
-        rows, first = int(self._rows[place]), place * self.parts
-        sums = np.zeros(-(-rows // self.part), layout.SUM)
-        sums["total"], sums["place"] = self.tree.block_totals(first + np.arange(len(sums))), place
-        sums["rows"] = self.part
-        sums["rows"][-1:] = rows - (len(sums) - 1) * self.part
-        return sums
-
     def _restore(self) -> None:
         """Put the committed sums where they were in the tree; leaves follow when they are touched."""
         saved = self.access.load_sampler(self.name)
@@ -242,8 +277,11 @@ class SegmentPriorities:
             return
         self.largest = np.float32(saved.state.get("largest", 1.0))
         live = self.access.rows_of(saved.segments) >= saved.rows
-        moved, segments, places, parts = False, saved.segments[live], saved.places[live], saved.parts[live]
-        totals = saved.totals[np.repeat(live, saved.parts)]
+        self._next_update = saved.state.get("next_update", 0)
+        if not (isinstance(self._next_update, int) and 0 <= self._next_update < 1 << 62):
+            raise CorruptStoreError(f"{self.access.path}: sampler {self.name!r}: impossible state of its journal")
+        moved, segments, places, counts = False, saved.segments[live], saved.places[live], saved.blocks[live]
+        totals = saved.totals[np.repeat(live, saved.blocks)]
         if not len(segments):
             return
         if places.min() < 0 or (np.diff(np.sort(places)) == 0).any():
@@ -258,13 +296,14 @@ class SegmentPriorities:
         self._moved[places] = moved
         self.segment[places], self._rows[places] = segments, saved.rows[live]
         self._place_of.add_many(segments, places)
-        within = np.arange(len(totals)) - np.repeat(np.cumsum(parts) - parts, parts)
-        self.tree.set_block_totals(totals, np.repeat(places * self.parts, parts) + within)
+        within = np.arange(len(totals)) - np.repeat(np.cumsum(counts) - counts, counts)
+        blocks = np.repeat(places * self.blocks, counts) + within
+        self.tree.set_block_totals(totals, blocks)
         self._newest = int(segments.max())
         self._free = np.flatnonzero(self.segment < 0).tolist()
         if saved.state.get("alpha") != self.alpha:
-            self.load(np.repeat(places * self.parts, parts) + within, trusted=False)
-            self._dirty[places] = np.arange(self._chunks) * layout.PRIORITY_BLOCK < self._rows[places, None]
+            self.load(blocks, trusted=False)
+            self._changes.whole[blocks] = True
 
     def _drop(self, segments: list[int]) -> None:
         """Free the places of segments that went."""
@@ -276,10 +315,12 @@ class SegmentPriorities:
                 heapq.heappush(self._free, place)
 
     def _clear(self, place: int) -> None:
-        for block in range(place * self.parts, place * self.parts - (-int(self._rows[place]) // self.part)):
+        blocks = np.arange(place * self.blocks, place * self.blocks - (-int(self._rows[place]) // self.size))
+        self._unloaded -= int((~self.tree.is_loaded(blocks)).sum())
+        for block in blocks.tolist():
             self.tree.clear_block(block)
-        self._rows[place] = 0
-        self._dirty[place] = self._moved[place] = False
+        self._changes.clear(slice(place * self.blocks, (place + 1) * self.blocks))
+        self._rows[place], self._moved[place] = 0, False
 
     def _add(self, segments: list[int]) -> None:
         """Give places to segments that came."""
@@ -297,20 +338,20 @@ class SegmentPriorities:
     def _extend(self, place: int, segment: int, rows: int) -> None:
         """Give new rows of a segment the largest priority; final rows none."""
         known = int(self._rows[place])
-        if known % self.part:
-            self.load(np.array([place * self.parts + known // self.part]))
+        if known % self.size:
+            self.load(np.array([place * self.blocks + known // self.size]))
             known = int(self._rows[place])
         priorities = np.full(rows - known, self.largest, np.float32)
         final = self.access.final_rows(segment)
         priorities[final[final >= known] - known] = UNSAMPLED
         powers, at = self._powers(priorities), place * self.span
         self._priority[at + known : at + rows] = priorities
-        for part in range(known // self.part, -(-rows // self.part)):
-            start, stop = max(known, part * self.part), min(rows, (part + 1) * self.part)
-            block = place * self.parts + part
-            self.tree.update_range(block, start - part * self.part, powers[start - known : stop - known])
+        for within in range(known // self.size, -(-rows // self.size)):
+            block, at = place * self.blocks + within, within * self.size
+            start, stop = max(known, at), min(rows, at + self.size)
+            self.tree.update_range(block, start - at, powers[start - known : stop - known])
+            self._changes.touch_rows(block, start - at, stop - at)
         self._rows[place] = rows
-        self._dirty[place, known // layout.PRIORITY_BLOCK : (rows - 1) // layout.PRIORITY_BLOCK + 1] = True
 
     def _take_in_cuts(self) -> None:
         """Stop drawing rows that became episodes' ends because what followed them is lost."""
@@ -320,30 +361,30 @@ class SegmentPriorities:
             if place >= 0 and self._rows[place]:
                 row = int(self._rows[place]) - 1
                 leaf = np.array([place * self.span + row])
-                self.load(leaf // self.part)
+                self.load(leaf // self.size)
                 self._priority[leaf] = UNSAMPLED
                 self.tree.update(leaf, np.zeros(1))
-                self._dirty[place, row // layout.PRIORITY_BLOCK] = True
+                self._changes.touch(leaf)
 
     def _reserve(self, places: int) -> None:
         """Have room for so many places."""
         have = len(self.segment)
         if places <= have:
             return
-        self.tree.grow(places * self.parts)
+        self.tree.grow(places * self.blocks)
         self.segment = np.concatenate([self.segment, np.full(places - have, -1, np.int64)])
         self._rows = np.concatenate([self._rows, np.zeros(places - have, np.int64)])
-        self._dirty = np.concatenate([self._dirty, np.zeros((places - have, self._chunks), np.bool_)])
+        self._changes.reserve(places * self.blocks)
         self._moved = np.concatenate([self._moved, np.zeros(places - have, np.bool_)])
         if len(self._priority) < places * self.span:
             room = np.zeros(max(places, 2 * have) * self.span, np.float32)
             if not self.tree.dense:
                 allow_huge_pages(room, allowed=False)
-            blocks = np.arange(have * self.parts)
+            blocks = np.arange(have * self.blocks)
             for block in blocks[self.tree.is_loaded(blocks)].tolist():  # pages never written take no memory
-                if self._rows[block // self.parts] > block % self.parts * self.part:
-                    room[block * self.part : (block + 1) * self.part] = self._rows_of(block)
+                if self._rows[block // self.blocks] > block % self.blocks * self.size:
+                    room[block * self.size : (block + 1) * self.size] = self._rows_of(block)
             self._priority = room
 
     def _rows_of(self, block: int) -> NDArray[np.float32]:
-        return self._priority[block * self.part : (block + 1) * self.part]
+        return self._priority[block * self.size : (block + 1) * self.size]

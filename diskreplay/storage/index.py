@@ -155,14 +155,15 @@ class Reading:
         """
         keys: list[bytes] = []
         values: list[bytes] = []
-        cursor, copied, before = self.txn.cursor(db=self.databases[database]), self.transaction.copied, b""
+        cursor, copied, before, most = self.txn.cursor(db=self.databases[database]), self.transaction.copied, b"", SLACK
+        key_met, value_met = keys.append, values.append
         if cursor.first():
             for key, value in cursor:  # copied one by one: a hundred thousand views at once cost seconds
-                name = bytes(key) if len(key) <= SLACK else copied(key)
+                name = bytes(key) if len(key) <= most else copied(key)
                 if name <= before and keys:
                     break  # a damaged page may lead round in circles
-                keys.append(name)
-                values.append(bytes(value) if len(value) <= SLACK else copied(value))
+                key_met(name)
+                value_met(bytes(value) if len(value) <= most else copied(value))
                 before = name
         size = layout.KEY_BYTES.get(database)
         sound = (
@@ -191,6 +192,17 @@ class Reading:
                 if not name.startswith(prefix):
                     return
                 yield name, copied(value)
+
+    def stamps(self, database: str, prefix: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+        """Yield (key, length of the record, its checksum) of keys that begin with `prefix`; no record is read."""
+        cursor, copied = self.txn.cursor(db=self.databases[database]), self.transaction.copied
+        if cursor.set_range(prefix):
+            for key, value in cursor:
+                name = copied(key)
+                if not name.startswith(prefix):
+                    return
+                self.transaction.check(value)
+                yield name, len(value) - 4, bytes(value[-4:])
 
     def keys(self, database: str, prefix: bytes = b"") -> Iterator[bytes]:
         """Yield the keys that begin with `prefix`, unchecked."""
@@ -237,6 +249,13 @@ class Writing(Reading):
     def delete(self, database: str, key: bytes) -> None:
         """Remove a record, if it is there."""
         self.transaction.changed |= self.txn.delete(key, db=self.databases[database])
+
+    def delete_range(self, database: str, start: bytes, stop: bytes) -> None:
+        """Remove every record whose key is at least `start` and below `stop`."""
+        cursor = self.txn.cursor(db=self.databases[database])
+        while cursor.set_range(start) and bytes(cursor.key()) < stop:
+            cursor.delete()
+            self.transaction.changed = True
 
     def delete_prefix(self, database: str, prefix: bytes) -> int:
         """Remove every record whose key begins with `prefix`; return how many there were."""

@@ -12,11 +12,12 @@ from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from diskreplay.storage.index import Reading, Writing
+    from diskreplay.storage.updates import Journal
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,15 @@ class SamplerCheckpoint:
         segments: (n,) segments that have priorities, ascending.
         places: (n,) place of each in the sum tree.
         rows: (n,) rows of each that have a priority.
-        parts: (n,) how many sums each has: one for every SUM_ROWS rows.
-        totals: (sum of parts,) float64 sums of priority^alpha, segment after segment.
+        blocks: (n,) how many blocks of priorities each has.
+        totals: (sum of blocks,) float64 sums of priority^alpha, segment after segment.
     """
 
     state: dict[str, Any]
     segments: NDArray[np.int64]
     places: NDArray[np.int64]
     rows: NDArray[np.int64]
-    parts: NDArray[np.int64]
+    blocks: NDArray[np.int64]
     totals: NDArray[np.float64]
 
 
@@ -52,49 +53,75 @@ def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
     start, stop = (bisect_left(keys, name.encode() + end) for end in (b"\0", b"\1"))
     if not set(map(len, keys[start:stop])) <= {len(name.encode()) + 9}:
         raise CorruptStoreError(f"index: sampler {name!r} has sums that are no segment's")
-    segments = np.frombuffer(b"".join([key[-8:] for key in keys[start:stop]]), ">u8").astype(np.int64)
+    names = np.frombuffer(b"".join(keys[start:stop]), np.uint8).reshape(stop - start, -1 if stop > start else 8)
+    segments = names[:, -8:].copy().view(">u8").astype(np.int64).reshape(-1)
     sums = layout.records(b"".join(payloads[start:stop]), layout.SUM, f"sums of sampler {name!r}")
     lengths = np.fromiter(map(len, payloads[start:stop]), np.int64, stop - start)
-    parts = lengths // layout.SUM.itemsize
+    blocks = lengths // layout.SUM.itemsize
+    if (blocks < 1).any() or (lengths % layout.SUM.itemsize).any():
+        raise CorruptStoreError(f"index: sampler {name!r} has sums that are none")
     if start == stop:
-        return SamplerCheckpoint(state, segments, parts, parts, parts, np.zeros(0))
-    last = np.cumsum(parts) - 1
-    first = last - parts + 1
-    full = np.full(len(sums), layout.SUM_ROWS, np.int64)
+        return SamplerCheckpoint(state, segments, blocks, blocks, blocks, np.zeros(0))
+    last = np.cumsum(blocks) - 1
+    first = last - blocks + 1
+    full = np.full(len(sums), layout.PRIORITY_BLOCK, np.int64)
     full[last] = sums["rows"][last]
     places = sums["place"][first].astype(np.int64)
     if not (
-        (parts > 0).all()
-        and (lengths % layout.SUM.itemsize == 0).all()
-        and np.array_equal(sums["rows"], full)
-        and ((full > 0) & (full <= layout.SUM_ROWS)).all()
-        and np.array_equal(sums["place"], np.repeat(places, parts))
+        np.array_equal(sums["rows"], full)
+        and ((full > 0) & (full <= layout.PRIORITY_BLOCK)).all()
+        and np.array_equal(sums["place"], np.repeat(places, blocks))
     ):
         raise CorruptStoreError(f"index: sampler {name!r} has impossible sums of priorities")
-    return SamplerCheckpoint(state, segments, places, np.add.reduceat(full, first), parts, sums["total"])
+    rows = np.add.reduceat(full, first)
+    return SamplerCheckpoint(state, segments, places, rows, blocks, sums["total"])
 
 
 def load_priorities(
-    txn: Reading, name: str, segment: int, first: int = 0, stop: int | None = None
-) -> NDArray[np.float32]:
-    """Return the priorities of a segment's rows [first, stop), as far as there are any.
+    txn: Reading, journal: Journal, name: str, wanted: Sequence[tuple[int, int]], segment_steps: int
+) -> list[NDArray[np.float32]]:
+    """Return the priorities of blocks, (segment, block) each; -1 where a row cannot be sampled.
 
-    -1 where a row cannot be sampled. Cost: O(the rows).
+    Empty where the sampler has none of that block. Cost: O(their rows), and the journal, once.
+
+    Raises:
+        CorruptStoreError: If a record is damaged, or a row has no priority. `segment` is set where one is to blame.
     """
-    prefix = name.encode() + b"\0" + layout.segment_key(segment)
-    block = before = first // layout.PRIORITY_BLOCK
-    parts = []
-    for key, payload in txn.items("priorities", prefix, prefix + block.to_bytes(2, "big")):
-        ended = stop is not None and block * layout.PRIORITY_BLOCK >= stop
-        if ended or int.from_bytes(key[-2:], "big") != block:
-            break
-        parts.append(layout.records(payload, np.dtype(np.float32), f"priorities of segment {segment}"))
-        block += 1
-        if len(parts[-1]) != layout.PRIORITY_BLOCK:
-            break
-    joined = np.concatenate([np.zeros(0, np.float32), *parts])
-    start = first - before * layout.PRIORITY_BLOCK
-    return joined[start:] if stop is None else joined[start : start + stop - first]
+    journal.require(txn)
+    size = layout.PRIORITY_BLOCK
+    values = np.full((len(wanted), min(size, segment_steps)), np.nan, np.float32)
+    folded, rows = np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.int64)
+    for at, (segment, block) in enumerate(wanted):
+        try:
+            found = _load_block(txn, name, segment, block)
+        except CorruptStoreError as err:
+            raise CorruptStoreError(f"segment {segment}: {err}", segment=segment) from err
+        if found is not None:
+            rows[at], folded[at], held = found
+            values[at, : len(held)] = held
+    first = np.array([segment * segment_steps + block * size for segment, block in wanted], np.int64)
+    journal.apply(first, folded, rows, values)
+    parts = [values[at, :count] for at, count in enumerate(rows.tolist())]
+    for (segment, block), part in zip(wanted, parts, strict=True):
+        if np.isnan(part).any():
+            what = f"segment {segment}: {int(np.isnan(part).sum())} rows of block {block} have no priority"
+            raise CorruptStoreError(what, segment=segment)
+    return parts
+
+
+def _load_block(txn: Reading, name: str, segment: int, block: int) -> tuple[int, int, NDArray[np.float32]] | None:
+    """Return rows, `folded` and written priorities of a block, perhaps fewer than rows; None if there is no SUM."""
+    sums = txn.array("sums", layout.sum_key(name, segment), layout.SUM)
+    if sums is None or block >= len(sums):
+        return None
+    rows = int(sums[block]["rows"])
+    payload = txn.get("priorities", layout.priority_key(name, segment, block))
+    if payload is None:
+        return rows, 0, np.zeros(0, np.float32)
+    folded, held = layout.parse_priorities(payload, f"priorities of segment {segment}, block {block}")
+    if not len(held) <= rows <= layout.PRIORITY_BLOCK:
+        raise CorruptStoreError(f"{len(held)} priorities in block {block}, its sum counts {rows}")
+    return rows, folded, held
 
 
 def sampler_segments(txn: Reading, name: str) -> Iterator[int]:
@@ -105,9 +132,12 @@ def sampler_segments(txn: Reading, name: str) -> Iterator[int]:
 
 def is_live(txn: Reading, segment: int) -> bool:
     """Return whether a segment is sealed and not evicted, or in the tail of a stream."""
-    if txn.get("segments", layout.segment_key(segment)) is not None:
-        return True
-    return any(segment in data.get("tails", []) for _, data in txn.streams())
+    return txn.has("segments", layout.segment_key(segment)) or segment in open_segments(txn)
+
+
+def open_segments(txn: Reading) -> set[int]:
+    """Return the segments in the tails of streams. Cost: O(streams)."""
+    return {segment for _, data in txn.streams() for segment in data.get("tails", [])}
 
 
 def forget_priorities(txn: Writing, segment: int) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, StepEvictedError
+from diskreplay.storage import layout
 from diskreplay.storage.priorities import SamplerCheckpoint, is_live, load_priorities, load_sampler, sampler_segments
+from diskreplay.storage.updates import Journal, list_updates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,6 +36,7 @@ class SamplerAccess:
         self.segment_steps = engine.segment_steps
         self._engine = engine
         self._writable = writable
+        self._journals: dict[str, Journal] = {}
         self._participants: dict[str, weakref.ref[Participant]] = {}
 
     @property
@@ -94,34 +97,44 @@ class SamplerAccess:
         with self._engine.index.read() as txn:
             return load_sampler(txn, sampler)
 
-    def load_priorities(self, sampler: str, rows: Sequence[tuple[int, int, int]]) -> list[NDArray[np.float32]]:
-        """Return the committed priorities of rows, (segment, first, stop) each, as far as there are any.
+    def load_priorities(self, sampler: str, blocks: Sequence[tuple[int, int]]) -> list[NDArray[np.float32]]:
+        """Return the committed priorities of blocks, (segment, block) each; -1 where a row cannot be sampled.
 
-        -1 where a row cannot be sampled. All are of one moment.
+        All are of one moment, the journal included.
 
         Raises:
             StepEvictedError: If there are none because another process evicted a segment.
         """
-        found = []
+        journal = self._journals.setdefault(sampler, Journal(sampler))
         with self._engine.index.read() as txn:
-            for segment, first, stop in rows:
-                try:
-                    priorities = load_priorities(txn, sampler, segment, first, stop)
-                except CorruptStoreError as err:
-                    what = f"{self.path}: segment {segment}: {err}"
-                    raise CorruptStoreError(what, path=self.path, segment=segment) from err
+            try:
+                found = load_priorities(txn, journal, sampler, blocks, self.segment_steps)
+            except CorruptStoreError as err:
+                raise CorruptStoreError(f"{self.path}: {err}", path=self.path, segment=err.segment) from err
+            for (segment, _), priorities in zip(blocks, found, strict=True):
                 if not len(priorities) and not is_live(txn, segment):
                     raise StepEvictedError(f"segment {segment} was evicted by another process")
-                found.append(priorities)
         return found
+
+    def list_updates(self, sampler: str) -> list[tuple[int, int]]:
+        """Return the number of each record of a sampler's journal, ascending, and how many entries it has."""
+        with self._engine.index.read() as txn:
+            return list_updates(txn, sampler)
+
+    def forget_journal(self, sampler: str) -> None:
+        """Give the memory back that a sampler's journal takes: all blocks are loaded."""
+        self._journals.pop(sampler, None)
 
     def priorities(self, sampler: str) -> Iterator[NDArray[np.float32]]:
         """Yield the committed priorities of the transitions, a block a segment."""
         with self._engine.index.read() as txn:
-            segments = list(sampler_segments(txn, sampler))
+            segments, journal = list(sampler_segments(txn, sampler)), Journal(sampler)
         for segment in segments:
             with self._engine.index.read() as txn:  # closed while the caller has the values
-                values = load_priorities(txn, sampler, segment)
+                sums = txn.array("sums", layout.sum_key(sampler, segment), layout.SUM)
+                blocks = [(segment, block) for block in range(0 if sums is None else len(sums))]
+                found = load_priorities(txn, journal, sampler, blocks, self.segment_steps)
+            values = np.concatenate([np.zeros(0, np.float32), *found])
             yield values[values >= 0]
 
     def join(self, name: str, participant: Participant, *, exclusive: bool = False) -> None:

@@ -67,7 +67,7 @@ def put_sampler(txn, name, alpha, segments, segment_steps, priorities):
     state = {"kind": "PrioritizedSampler", "random": np.random.default_rng(0).bit_generator.state}
     state |= {"batches": 0, "in_flight": [], "alpha": alpha, "largest": 1.0, "stale": 0}
     txn.put_json("samplers", name.encode(), state)
-    totals = np.diff(np.append(np.arange(0, segment_steps, layout.SUM_ROWS), segment_steps)).astype(np.float64)
+    totals = np.diff(np.append(np.arange(0, segment_steps, layout.PRIORITY_BLOCK), segment_steps)).astype(np.float64)
     put_many(
         txn,
         "sums",
@@ -77,7 +77,7 @@ def put_sampler(txn, name, alpha, segments, segment_steps, priorities):
     blocks = [min(layout.PRIORITY_BLOCK, segment_steps - at) for at in range(0, segment_steps, layout.PRIORITY_BLOCK)]
     for segment in range(segments) if priorities is None else sorted(priorities):
         keys = [layout.priority_key(name, segment, block) for block in range(len(blocks))]
-        put_many(txn, "priorities", keys, [np.ones(rows, np.float32).tobytes() for rows in blocks])
+        put_many(txn, "priorities", keys, [layout.priorities_payload(0, np.ones(rows, np.float32)) for rows in blocks])
 
 
 def put_many(txn, database, keys, payloads):
