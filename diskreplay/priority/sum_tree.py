@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diskreplay.priority import kernels
+from diskreplay.priority.pages import allow_huge_pages
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -49,6 +50,7 @@ class SumTree:
         self._top_offsets = np.zeros(2, np.int64)
         self._tops = np.zeros(0)
         self._loaded = np.zeros(0, np.bool_)
+        self._dense = True
         self.grow(blocks)
 
     @property
@@ -70,13 +72,25 @@ class SumTree:
         """Return the number of leaves."""
         return self._blocks * self._block_size
 
-    def block_totals(self) -> NDArray[np.float64]:
-        """Return a copy of the block totals, (blocks,)."""
-        return self._tops[: self._blocks].copy()
+    def block_totals(self, blocks: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Return a copy of the block totals, (blocks,), or of some of them, in the shape of `blocks`."""
+        totals = self._tops[: self._blocks]
+        return totals.copy() if blocks is None else totals[np.asarray(blocks, np.int64)]
 
     def is_loaded(self, blocks: ArrayLike) -> NDArray[np.bool_]:
         """Return whether the leaves of each block are known, in the shape of `blocks`."""
         return self._loaded[: self._blocks][np.asarray(blocks, np.int64)]
+
+    @property
+    def dense(self) -> bool:
+        """Whether most blocks are expected to be loaded: then huge pages are worth their memory."""
+        return self._dense
+
+    @dense.setter
+    def dense(self, dense: bool) -> None:
+        if dense != self._dense:
+            self._dense = dense
+            allow_huge_pages(self._nodes, allowed=dense)
 
     def grow(self, blocks: int) -> None:
         """Extend the tree to at least `blocks` blocks; new ones are loaded, every leaf 0.
@@ -161,20 +175,26 @@ class SumTree:
         kernels.set_root(self._tree, block, float(total) + 0.0)
         self._loaded[block] = False
 
-    def set_block_totals(self, totals: ArrayLike) -> None:
-        """Do as `set_block_total` for the first blocks at once, totals (k,): how a tree is opened.
+    def set_block_totals(self, totals: ArrayLike, blocks: ArrayLike | None = None) -> None:
+        """Do as `set_block_total` for these blocks, or the first, totals (k,), at once: how a tree is opened.
 
         Raises:
-            ValueError: If there are more totals than blocks, or one is negative or not finite.
+            ValueError: If there are more totals than blocks, a block is out of range, or a total is negative or
+                not finite; nothing was written.
         """
         new = _floats(totals)
         if new.size > self._blocks:
             raise ValueError(f"There are {self._blocks} blocks, and {new.size} totals.")
+        where = np.arange(new.size) if blocks is None else _integers(blocks)
+        if where.shape != new.shape:
+            raise ValueError(f"Expected totals (k,) and blocks (k,), not {new.shape}, {where.shape}.")
+        if where.size and not 0 <= where.min() <= where.max() < self._blocks:
+            raise ValueError(f"A block is out of range: there are {self._blocks} blocks.")
         bad = np.flatnonzero(~((new >= 0.0) & (new < np.inf)))
         if bad.size:
             raise _bad_value(new, int(bad[0]))
-        self._tops[: new.size] = new + 0.0
-        self._loaded[: new.size] = False
+        self._tops[where] = new + 0.0
+        self._loaded[where] = False
         kernels.recompute_tops(self._tree)
 
     def get(self, leaves: ArrayLike) -> NDArray[np.float64]:
@@ -274,6 +294,8 @@ class SumTree:
         old, totals, loaded = self._nodes, self.block_totals(), self._loaded[: self._blocks]
         stride = int(self._node_offsets[-1])
         self._nodes = _zeros(capacity * stride)
+        if not self._dense:
+            allow_huge_pages(self._nodes, allowed=False)
         for block in np.flatnonzero(loaded & (totals > 0.0)).tolist():
             part = slice(block * stride, (block + 1) * stride)
             self._nodes[part] = old[part]

@@ -163,14 +163,17 @@ class PrioritizedSampler(Sampler):
     def collect(self) -> SamplerRecord:
         """Return the priorities that changed, the sums above them, and the state."""
         self.serve()
-        self._current(self._priorities.sync)
-        record = super().collect()
-        self._priorities.collect(record)
-        return record
+        return self._current(self._collect)
 
     def committed(self) -> None:
         """Hear that what was collected is durable."""
         self._priorities.committed()
+
+    def _collect(self) -> SamplerRecord:
+        self._priorities.sync()
+        record = super().collect()
+        self._priorities.collect(record)
+        return record
 
     def _leaves_of(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         self._priorities.sync()
@@ -191,8 +194,7 @@ class PrioritizedSampler(Sampler):
         probabilities = tree.get(leaves) / tree.total
         beta = self.beta(self.batches) if isinstance(self.beta, LinearSchedule) else float(self.beta)
         weight = importance_weights(probabilities, size=len(self.store), beta=beta)
-        block = leaves // priorities.steps
-        return Draw(priorities.segment[block] * priorities.steps + leaves % priorities.steps, weight)
+        return Draw(priorities.step_ids(leaves), weight)
 
 
 def _array(values: ArrayLike) -> NDArray[Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, StepEvictedError
-from diskreplay.priority import SumTree, leaf_value
+from diskreplay.priority import SumTree, allow_huge_pages, leaf_value
+from diskreplay.sampling.changes import Changes
 from diskreplay.sampling.sampler import REFRESHES
-from diskreplay.storage.layout import PRIORITY_BLOCK
+from diskreplay.storage import layout
 from diskreplay.storage.lookup import SegmentLookup
 
 if TYPE_CHECKING:
@@ -21,12 +23,14 @@ if TYPE_CHECKING:
 UNSAMPLED = np.float32(-1.0)
 TOTALS_AGREE = 1e-6
 SPARSE, SPARSE_PLACES = 8, 1024
+PORTION = 256
 
 
 class SegmentPriorities:
     """Follow which transitions are live, and keep each one's priority p and the sum of p^alpha.
 
-    A segment is a block of the tree; which block is committed with it, so that draws are the same after a restart.
+    A segment has a place, which is committed with it, so that draws are the same after a restart. A place is as many
+    blocks of the tree as a segment has blocks of priorities; a block is loaded when it is first touched.
     Every method is to be called with the store's lock held.
 
     Args:
@@ -36,7 +40,7 @@ class SegmentPriorities:
 
     Attributes:
         tree: The sum tree.
-        segment: (blocks,) segment of each block, -1 if it is free.
+        segment: (places,) segment of each place, -1 if it is free.
         largest: The largest priority seen, which new steps get.
     """
 
@@ -45,21 +49,23 @@ class SegmentPriorities:
         self.name = name
         self.alpha = alpha
         self.steps = access.segment_steps
-        self.tree = SumTree(self.steps, 1)
+        self.size = min(self.steps, layout.PRIORITY_BLOCK)
+        self.blocks = -(-self.steps // self.size)
+        self.span = self.blocks * self.size
+        self.tree = SumTree(self.size, self.blocks)
         self.segment = np.full(0, -1, np.int64)
         self.largest = np.float32(1.0)
         self._rows = np.zeros(0, np.int64)
         self._priority = np.zeros(0, np.float32)
-        self._chunks = -(-self.steps // PRIORITY_BLOCK)
-        self._dirty = np.zeros((0, self._chunks), np.bool_)
+        self._changes = Changes(self.size)
+        self._next_update: int | None = None
         self._moved = np.zeros(0, np.bool_)
-        self._block_of = SegmentLookup()
+        self._place_of = SegmentLookup()
         self._newest = -1
+        self._unloaded = 0
         self._free: list[int] = []
-        self._live = np.zeros(0, np.int64)
         self._version = -1
         self._cuts = 0
-        self._live_rows: dict[int, int] = {}
         access.refresh()
         self._restore()
         for _ in range(REFRESHES):
@@ -70,20 +76,26 @@ class SegmentPriorities:
                 access.refresh()
 
     def sync(self) -> None:
-        """Take in which steps came or went. Cost: nothing if none did, else O(segments) and the new rows."""
-        if self._version == self.access.version:
+        """Take in which steps came or went. Cost: O(segments that changed, and the new rows)."""
+        version = self.access.version
+        if self._version == version:
             return
-        segments, rows = self.access.live_segments()
-        if not self.access.writable:
-            self._live_rows = dict(zip(segments.tolist(), rows.tolist(), strict=True))
-        if not np.array_equal(segments, self._live):
-            self._match(segments)
-            self._live = segments
+        changed = None if self._version < 0 else self.access.changed_since(self._version)
+        if changed is None:
+            segments, rows = self.access.live_segments()
+            known = np.sort(self.segment[self.segment >= 0])
+            gone = known[self.access.rows_of(known) < 0]
+        else:
+            segments = np.sort(np.array(changed, np.int64))
+            rows = self.access.rows_of(segments)
+            gone, segments, rows = segments[rows < 0], segments[rows >= 0], rows[rows >= 0]
+        self._drop(gone.tolist())
+        self._add(segments[self._place_of.find(segments) < 0].tolist())
         self._take_in_cuts()
-        blocks = self._block_of.find(segments)
-        for at in np.flatnonzero(self._rows[blocks] != rows).tolist():
-            self._extend(int(blocks[at]), int(segments[at]), int(rows[at]))
-        self._version = self.access.version
+        places = self._place_of.find(segments)
+        for at in np.flatnonzero(self._rows[places] != rows).tolist():
+            self._extend(int(places[at]), int(segments[at]), int(rows[at]))
+        self._version = version
 
     def leaves_of(self, step_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the leaf of each step id, and which of them are live.
@@ -93,14 +105,19 @@ class SegmentPriorities:
         """
         segments, rows = step_ids // self.steps, step_ids % self.steps
         unknown = (step_ids < 0) | (segments > self._newest)
-        blocks = self._block_of.find(segments).astype(np.int64)
-        live = blocks >= 0
-        self.load(blocks[live])
-        leaves = blocks * self.steps + rows
-        unknown[live] = (rows[live] >= self._rows[blocks[live]]) | (self._priority[leaves[live]] < 0)
+        places = self._place_of.find(segments).astype(np.int64)
+        live = places >= 0
+        leaves = places * self.span + rows
+        self.load(leaves[live] // self.size)
+        unknown[live] = (rows[live] >= self._rows[places[live]]) | (self._priority[leaves[live]] < 0)
         if unknown.any():
             raise ValueError(f"step id {int(step_ids[np.flatnonzero(unknown)[0]])} is not that of a transition")
         return leaves, live
+
+    def step_ids(self, leaves: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the step ids of leaves."""
+        places = leaves // self.span
+        return np.asarray(self.segment[places] * self.steps + (leaves - places * self.span), np.int64)
 
     def get(self, leaves: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the priorities of leaves that are loaded."""
@@ -110,87 +127,144 @@ class SegmentPriorities:
         """Set the priorities of leaves that are loaded; of one given twice the last wins."""
         self.tree.update(leaves, leaf_value(priorities, self.alpha))
         self._priority[leaves] = priorities
-        blocks = leaves // self.steps
-        self._dirty[blocks, (leaves - blocks * self.steps) // PRIORITY_BLOCK] = True
+        self._changes.touch(leaves)
         self.largest = max(self.largest, priorities.max())
 
     def forget(self) -> None:
         """Give every live transition the priority 1."""
         self.largest = np.float32(1.0)
-        for segment in self._block_of:
-            block = self._block_of[segment]
-            self.tree.set_block(block, np.zeros(0))
-            self._rows[block] = 0
+        for place in np.flatnonzero(self.segment >= 0).tolist():
+            self._clear(place)
         self._version = -1
         self.sync()
 
     def load(self, blocks: NDArray[np.int64], *, trusted: bool = True) -> None:
-        """Have the leaves of these blocks in memory.
+        """Have the leaves of these blocks of the tree in memory. Cost: O(rows of those that are not).
 
         Raises:
             CorruptStoreError: If the index holds other priorities than the checkpoint says.
         """
-        missing = blocks[~self.tree.is_loaded(blocks)]
-        for block in np.unique(missing).tolist():
-            segment, rows = int(self.segment[block]), int(self._rows[block])
-            priorities = self.access.load_priorities(self.name, segment)
-            where = f"{self.access.path}: sampler {self.name!r}, segment {segment}"
-            if not self.access.writable:
-                # Their owner may have gone on since the sums were read: what is there now counts.
-                if len(priorities) < rows:
-                    raise CorruptStoreError(f"{where}: {len(priorities)} of {rows} priorities", segment=segment)
-                rows = self._rows[block] = min(len(priorities), self._live_rows.get(segment, rows))
-                priorities, trusted = priorities[:rows], False
-            if len(priorities) != rows:
-                raise CorruptStoreError(
-                    f"{where}: {len(priorities)} priorities, the checkpoint counts {rows}", segment=segment
-                )
-            if self.access.is_cut(segment):  # perhaps since this sampler's last commit
-                priorities, trusted = priorities.copy(), False
-                final = self.access.final_rows(segment)
-                priorities[final[final < rows]] = UNSAMPLED
-            before = self.tree.block_totals()[block]
-            self.tree.set_block(block, self._powers(priorities))
-            self._priority[block * self.steps : block * self.steps + rows] = priorities
-            after = self.tree.block_totals()[block]
-            # pow() may differ in the last bit between processors, so not ==.
-            if trusted and abs(after - before) > TOTALS_AGREE * max(after, before):
-                raise CorruptStoreError(
-                    f"{where}: priorities sum to {after}, the checkpoint to {before}", segment=segment
-                )
+        missing = np.unique(blocks[~self.tree.is_loaded(blocks)])
+        for start in range(0, len(missing), PORTION):
+            portion = missing[start : start + PORTION]
+            wanted = zip(self.segment[portion // self.blocks].tolist(), (portion % self.blocks).tolist(), strict=True)
+            found = self.access.load_priorities(self.name, list(wanted))
+            for block, priorities in zip(portion.tolist(), found, strict=True):
+                self._load(block, priorities, trusted=trusted)
+                self._unloaded -= 1
+            if not self.tree.dense and 2 * self._unloaded < self.tree.blocks:
+                self.tree.dense = True
+                allow_huge_pages(self._priority, allowed=True)
+        if len(missing) and not self._unloaded:
+            self.access.forget_journal(self.name)
+
+    def _load(self, block: int, priorities: NDArray[np.float32], *, trusted: bool) -> None:
+        place, first = block // self.blocks, block % self.blocks * self.size
+        segment, known = int(self.segment[place]), int(self._rows[place])
+        rows = min(known - first, self.size)
+        where = f"{self.access.path}: sampler {self.name!r}, segment {segment}"
+        if not self.access.writable:
+            # Their owner may have gone on since the sums were read: what is there now counts.
+            if len(priorities) < rows:
+                raise CorruptStoreError(f"{where}: {len(priorities)} of {rows} priorities", segment=segment)
+            if known <= first + self.size:
+                live = int(self.access.rows_of(np.array([segment]))[0])
+                rows = min(len(priorities), max(live - first, rows))
+                self._rows[place] = first + rows
+            priorities, trusted = priorities[:rows], False
+        if not np.isfinite(priorities).all():
+            raise CorruptStoreError(f"{where}: a priority is not finite", segment=segment)
+        if len(priorities) != rows:
+            raise CorruptStoreError(
+                f"{where}: {len(priorities)} priorities from row {first} on, the checkpoint counts {rows}",
+                segment=segment,
+            )
+        if self.access.is_cut(segment):  # perhaps since this sampler's last commit
+            priorities, trusted = priorities.copy(), False
+            final = self.access.final_rows(segment) - first
+            priorities[final[(final >= 0) & (final < rows)]] = UNSAMPLED
+        before = float(self.tree.block_totals(block))
+        self.tree.set_block(block, self._powers(priorities))
+        self._priority[block * self.size : block * self.size + rows] = priorities
+        after = float(self.tree.block_totals(block))
+        # pow() may differ in the last bit between processors, so not ==.
+        if trusted and abs(after - before) > TOTALS_AGREE * max(after, before):
+            raise CorruptStoreError(f"{where}: priorities sum to {after}, the checkpoint to {before}", segment=segment)
 
     def collect(self, record: SamplerRecord) -> None:
-        """Put into a record what changed since the last commit."""
-        totals, size = self.tree.block_totals(), self.steps
-        for block, chunk in np.argwhere(self._dirty).tolist():
-            start = block * size + chunk * PRIORITY_BLOCK
-            stop = block * size + min((chunk + 1) * PRIORITY_BLOCK, int(self._rows[block]))
-            record.blocks[int(self.segment[block]), chunk] = self._priority[start:stop].tobytes()
-        for block in np.flatnonzero(self._dirty.any(axis=1) | self._moved).tolist():
-            record.sums[int(self.segment[block])] = (float(totals[block]), block, int(self._rows[block]))
+        """Put into a record what changed since the last commit. Cost: O(changes), see changes.py."""
+        changes = self._changes
+        if self._next_update is not None:
+            changes.restored(self.access.list_updates(self.name), self._next_update)
+            self._next_update = None
+        within = np.arange(self.blocks) * self.size
+        rows = np.clip(self._rows[:, None] - within, 0, self.size).reshape(-1)
+        step_ids = np.where(self.segment[:, None] < 0, -1 << 62, self.segment[:, None] * self.steps + within)
+        plan = changes.plan(rows, step_ids.reshape(-1), self._priority)
+        whole = np.flatnonzero(plan.whole)
+        self._collect_blocks(record, whole, rows, plan.folded)
+        moved = np.flatnonzero(self._moved)
+        self._collect_sums(record, np.concatenate([whole // self.blocks, plan.leaves // self.span, moved]))
+        record.state["next_update"] = plan.folded
+        record.update, record.kept = plan.first, plan.kept
+        record.updates = {update.number: update.payload() for update in plan.updates}
+
+    def _collect_blocks(
+        self, record: SamplerRecord, whole: NDArray[np.int64], rows: NDArray[np.int64], folded: int
+    ) -> None:
+        here = self.tree.is_loaded(whole)
+        for block in whole[here].tolist():
+            key = int(self.segment[block // self.blocks]), block % self.blocks
+            values = self._priority[block * self.size : block * self.size + int(rows[block])]
+            record.blocks[key] = layout.priorities_payload(folded, values)
+        away = whole[~here]
+        for start in range(0, len(away), PORTION):
+            portion = away[start : start + PORTION]
+            keys = list(
+                zip(self.segment[portion // self.blocks].tolist(), (portion % self.blocks).tolist(), strict=True)
+            )
+            found = self.access.load_priorities(self.name, keys)
+            for key, values in zip(keys, found, strict=True):
+                record.blocks[key] = layout.priorities_payload(folded, values)
+
+    def _collect_sums(self, record: SamplerRecord, places: NDArray[np.int64]) -> None:
+        places = np.flatnonzero(np.bincount(places, minlength=len(self.segment)))
+        rows = self._rows[places]
+        counts = -(-rows // self.size)
+        first = np.cumsum(counts) - counts
+        within = np.arange(int(counts.sum())) - np.repeat(first, counts)
+        blocks = np.repeat(places * self.blocks, counts) + within
+        sums = np.zeros(len(blocks), layout.SUM)
+        sums["total"], sums["place"] = self.tree.block_totals(blocks), np.repeat(places, counts)
+        sums["rows"] = np.minimum(np.repeat(rows, counts) - within * self.size, self.size)
+        payload, size = sums.tobytes(), layout.SUM.itemsize
+        for segment, at, count in zip(self.segment[places].tolist(), first.tolist(), counts.tolist(), strict=True):
+            record.sums[segment] = payload[at * size : (at + count) * size]
 
     def committed(self) -> None:
         """Hear that what was collected is durable."""
-        self._dirty[:] = False
+        self._changes.committed()
         self._moved[:] = False
 
     def check_valid(self) -> tuple[bool, str]:
-        """Return whether tree, priorities and store agree, and if not, how. Cost: O(rows loaded)."""
+        """Return whether tree, priorities and store agree, and if not, how. Cost: O(segments, and rows loaded)."""
         sound, why = self.tree.check_valid()
         if not sound:
             return False, why
         for segment, count in zip(*(column.tolist() for column in self.access.live_segments()), strict=True):
-            block = self._block_of.get(segment)
-            if block < 0 or self._rows[block] != count or self.segment[block] != segment:
-                return False, f"segment {segment} has {count} rows, its block {block} knows others"
-            if not self.tree.is_loaded([block])[0]:
-                continue
-            leaves = block * self.steps + np.arange(count)
-            priorities = self._priority[leaves]
-            if not np.array_equal(self.tree.get(leaves), self._powers(priorities)):
-                return False, f"segment {segment}: leaves are not priority^alpha"
-            if not np.array_equal(np.flatnonzero(priorities < 0), self.access.final_rows(segment)):
-                return False, f"segment {segment}: final rows differ"
+            place = self._place_of.get(segment)
+            if place < 0 or self._rows[place] != count or self.segment[place] != segment:
+                return False, f"segment {segment} has {count} rows, its place {place} knows others"
+            blocks = np.arange(place * self.blocks, place * self.blocks - (-count // self.size))
+            for block in blocks[self.tree.is_loaded(blocks)].tolist():
+                first = block % self.blocks * self.size
+                leaves = block * self.size + np.arange(min(self.size, count - first))
+                priorities = self._priority[leaves]
+                if not np.array_equal(self.tree.get(leaves), self._powers(priorities)):
+                    return False, f"segment {segment}: leaves are not priority^alpha"
+                final = self.access.final_rows(segment) - first
+                if not np.array_equal(np.flatnonzero(priorities < 0), final[(final >= 0) & (final < len(leaves))]):
+                    return False, f"segment {segment}: final rows differ"
         return True, ""
 
     def _powers(self, priorities: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -202,84 +276,115 @@ class SegmentPriorities:
         if saved is None:
             return
         self.largest = np.float32(saved.state.get("largest", 1.0))
-        self._live_rows = dict(zip(*(column.tolist() for column in self.access.live_segments()), strict=True))
-        fits = [self._live_rows.get(s, -1) >= r for s, r in zip(saved.segments.tolist(), saved.rows, strict=True)]
-        live = np.array(fits, np.bool_)
-        moved = False
-        segments, places = saved.segments[live], saved.places[live].astype(np.int64)
+        live = self.access.rows_of(saved.segments) >= saved.rows
+        self._next_update = saved.state.get("next_update", 0)
+        if not (isinstance(self._next_update, int) and 0 <= self._next_update < 1 << 62):
+            raise CorruptStoreError(f"{self.access.path}: sampler {self.name!r}: impossible state of its journal")
+        moved, segments, places, counts = False, saved.segments[live], saved.places[live], saved.blocks[live]
+        totals = saved.totals[np.repeat(live, saved.blocks)]
         if not len(segments):
             return
-        if places.min() < 0 or len(np.unique(places)) < len(places):
+        if places.min() < 0 or (np.diff(np.sort(places)) == 0).any():
             raise CorruptStoreError(f"{self.access.path}: sampler {self.name!r}: impossible places in the sum tree")
+        if not ((totals >= 0) & (totals < np.inf)).all():
+            raise CorruptStoreError(f"{self.access.path}: sampler {self.name!r}: impossible sums of priorities")
         if places.max() >= max(SPARSE_PLACES, SPARSE * len(places)):  # most of a large store was evicted
             places, moved = np.arange(len(places)), True
+        self.tree.dense = False
+        self._unloaded = len(totals)
         self._reserve(int(places.max()) + 1)
         self._moved[places] = moved
         self.segment[places], self._rows[places] = segments, saved.rows[live]
-        for segment, place, total in zip(segments.tolist(), places.tolist(), saved.totals[live].tolist(), strict=True):
-            self._block_of.add(segment, place)
-            self.tree.set_block_total(place, total)
+        self._place_of.add_many(segments, places)
+        within = np.arange(len(totals)) - np.repeat(np.cumsum(counts) - counts, counts)
+        blocks = np.repeat(places * self.blocks, counts) + within
+        self.tree.set_block_totals(totals, blocks)
         self._newest = int(segments.max())
         self._free = np.flatnonzero(self.segment < 0).tolist()
         if saved.state.get("alpha") != self.alpha:
-            self.load(places, trusted=False)
-            self._dirty[places] = np.arange(self._chunks) * PRIORITY_BLOCK < self._rows[places, None]
+            self.load(blocks, trusted=False)
+            self._changes.whole[blocks] = True
 
-    def _match(self, segments: NDArray[np.int64]) -> None:
-        """Free the blocks of segments that went; give blocks to those that came."""
-        live = set(segments.tolist())
-        for segment in [known for known in self._block_of if known not in live]:
-            block = self._block_of.pop(segment)
+    def _drop(self, segments: list[int]) -> None:
+        """Free the places of segments that went."""
+        for segment in segments:
+            if segment in self._place_of:
+                place = self._place_of.pop(segment)
+                self._clear(place)
+                self.segment[place] = -1
+                heapq.heappush(self._free, place)
+
+    def _clear(self, place: int) -> None:
+        blocks = np.arange(place * self.blocks, place * self.blocks - (-int(self._rows[place]) // self.size))
+        self._unloaded -= int((~self.tree.is_loaded(blocks)).sum())
+        for block in blocks.tolist():
             self.tree.clear_block(block)
-            self.segment[block], self._rows[block] = -1, 0
-            self._dirty[block] = self._moved[block] = False
-            self._free.append(block)
-        self._free.sort(reverse=True)
-        for segment in segments.tolist():
-            if segment not in self._block_of:
-                if not self._free:
-                    self._reserve(len(self.segment) + 1)
-                    self._free.append(len(self.segment) - 1)
-                block = self._free.pop()
-                self._block_of.add(segment, block)
-                self.segment[block] = segment
-                self._newest = max(self._newest, segment)
+        self._changes.clear(slice(place * self.blocks, (place + 1) * self.blocks))
+        self._rows[place], self._moved[place] = 0, False
 
-    def _extend(self, block: int, segment: int, rows: int) -> None:
-        """Give new rows of a block the largest priority; final rows none."""
-        self.load(np.array([block]))
-        known = int(self._rows[block])
+    def _add(self, segments: list[int]) -> None:
+        """Give places to segments that came."""
+        missing = len(segments) - len(self._free)
+        if missing > 0:
+            have = len(self.segment)
+            self._reserve(have + missing)
+            self._free += range(have, have + missing)  # they are larger than all others: a heap still
+        for segment in segments:
+            place = heapq.heappop(self._free)
+            self._place_of.add(segment, place)
+            self.segment[place] = segment
+            self._newest = max(self._newest, segment)
+
+    def _extend(self, place: int, segment: int, rows: int) -> None:
+        """Give new rows of a segment the largest priority; final rows none."""
+        known = int(self._rows[place])
+        if known % self.size:
+            self.load(np.array([place * self.blocks + known // self.size]))
+            known = int(self._rows[place])
         priorities = np.full(rows - known, self.largest, np.float32)
         final = self.access.final_rows(segment)
         priorities[final[final >= known] - known] = UNSAMPLED
-        self._priority[block * self.steps + known : block * self.steps + rows] = priorities
-        self.tree.update_range(block, known, self._powers(priorities))
-        self._rows[block] = rows
-        self._dirty[block, known // PRIORITY_BLOCK : (rows - 1) // PRIORITY_BLOCK + 1] = True
+        powers, at = self._powers(priorities), place * self.span
+        self._priority[at + known : at + rows] = priorities
+        for within in range(known // self.size, -(-rows // self.size)):
+            block, at = place * self.blocks + within, within * self.size
+            start, stop = max(known, at), min(rows, at + self.size)
+            self.tree.update_range(block, start - at, powers[start - known : stop - known])
+            self._changes.touch_rows(block, start - at, stop - at)
+        self._rows[place] = rows
 
     def _take_in_cuts(self) -> None:
         """Stop drawing rows that became episodes' ends because what followed them is lost."""
         for segment in self.access.cuts(self._cuts):
             self._cuts += 1
-            block = self._block_of.get(segment)
-            if block >= 0 and self._rows[block]:
-                self.load(np.array([block]))
-                row = int(self._rows[block]) - 1
-                self._priority[block * self.steps + row] = UNSAMPLED
-                self.tree.update(np.array([block * self.steps + row]), np.zeros(1))
-                self._dirty[block, row // PRIORITY_BLOCK] = True
+            place = self._place_of.get(segment)
+            if place >= 0 and self._rows[place]:
+                row = int(self._rows[place]) - 1
+                leaf = np.array([place * self.span + row])
+                self.load(leaf // self.size)
+                self._priority[leaf] = UNSAMPLED
+                self.tree.update(leaf, np.zeros(1))
+                self._changes.touch(leaf)
 
-    def _reserve(self, blocks: int) -> None:
-        """Have room for so many blocks."""
+    def _reserve(self, places: int) -> None:
+        """Have room for so many places."""
         have = len(self.segment)
-        if blocks <= have:
+        if places <= have:
             return
-        self.tree.grow(blocks)
-        self.segment = np.concatenate([self.segment, np.full(blocks - have, -1, np.int64)])
-        self._rows = np.concatenate([self._rows, np.zeros(blocks - have, np.int64)])
-        self._dirty = np.concatenate([self._dirty, np.zeros((blocks - have, self._chunks), np.bool_)])
-        self._moved = np.concatenate([self._moved, np.zeros(blocks - have, np.bool_)])
-        if len(self._priority) < blocks * self.steps:
-            room = np.zeros(2 * blocks * self.steps, np.float32)
-            room[: len(self._priority)] = self._priority
+        self.tree.grow(places * self.blocks)
+        self.segment = np.concatenate([self.segment, np.full(places - have, -1, np.int64)])
+        self._rows = np.concatenate([self._rows, np.zeros(places - have, np.int64)])
+        self._changes.reserve(places * self.blocks)
+        self._moved = np.concatenate([self._moved, np.zeros(places - have, np.bool_)])
+        if len(self._priority) < places * self.span:
+            room = np.zeros(max(places, 2 * have) * self.span, np.float32)
+            if not self.tree.dense:
+                allow_huge_pages(room, allowed=False)
+            blocks = np.arange(have * self.blocks)
+            for block in blocks[self.tree.is_loaded(blocks)].tolist():  # pages never written take no memory
+                if self._rows[block // self.blocks] > block % self.blocks * self.size:
+                    room[block * self.size : (block + 1) * self.size] = self._rows_of(block)
             self._priority = room
+
+    def _rows_of(self, block: int) -> NDArray[np.float32]:
+        return self._priority[block * self.size : (block + 1) * self.size]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class UniformSampler(Sampler):
     """Draw every live transition with the same probability, with replacement; weights are 1.
 
-    Cost: O(B log segments), and O(segments) after steps came or went.
+    Cost: O(B log segments), and after steps came or went O(segments that follow the oldest that changed).
 
     Args:
         store: The store.

@@ -25,6 +25,7 @@ import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -35,7 +36,7 @@ from diskreplay.storage.coding import choose_coding
 from diskreplay.storage.durable import FileRecord
 from diskreplay.storage.eviction import Capacity, evict_oldest, take_garbage
 from diskreplay.storage.locks import FileLock
-from diskreplay.storage.priorities import is_live
+from diskreplay.storage.priorities import open_segments
 from diskreplay.storage.quarantine import put_quarantine
 from diskreplay.storage.tail import Running
 
@@ -56,14 +57,20 @@ class SamplerRecord:
     Attributes:
         name: The sampler's.
         state: JSON: random state, draws in flight, settings.
-        blocks: (segment, block) -> float32 priorities, PRIORITY_BLOCK of them or fewer at the segment's end.
-        sums: segment -> (sum of priority^alpha, place in the tree, rows that have a priority).
+        blocks: (segment, block) -> record of its priorities.
+        sums: segment -> its SUM records, of every segment of which anything changed.
+        updates: number -> record of the journal.
+        update: The number that the first of them has or would have; whatever is there from it on is replaced.
+        kept: Records of the journal with a lower number go: no block needs them.
     """
 
     name: str
     state: dict[str, Any]
     blocks: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    sums: dict[int, tuple[float, int, int]] = field(default_factory=dict)
+    sums: dict[int, bytes] = field(default_factory=dict)
+    updates: dict[int, bytes] = field(default_factory=dict)
+    update: int | None = None
+    kept: int = 0
 
 
 class Participant(Protocol):
@@ -305,9 +312,13 @@ class Committer:
         """Return a test for segments that are not there any more, here or through another process."""
         dropped, streams = set(evicted), self.engine.streams.values()
         mine = {tail.segment for stream in streams if stream.lock is not None for tail in stream.tails}
+        others = cache(lambda: open_segments(txn))
 
         def gone(segment: int) -> bool:
-            return segment in dropped or (segment not in mine and not is_live(txn, segment))
+            if segment in dropped:
+                return True
+            known = segment in mine or txn.has("segments", layout.segment_key(segment))
+            return not known and segment not in others()
 
         return gone
 
@@ -356,10 +367,16 @@ class Committer:
 
 def _put_sampler(txn: Writing, record: SamplerRecord, gone: Callable[[int], bool]) -> None:
     txn.put_json("samplers", record.name.encode(), record.state)
+    live = {segment: sums for segment, sums in record.sums.items() if not gone(segment)}
     for (segment, block), payload in record.blocks.items():
-        if not gone(segment):
+        if segment in live:  # of every segment whose blocks changed the sums did
             txn.put("priorities", layout.priority_key(record.name, segment, block), payload)
-    for segment, entry in record.sums.items():
-        if not gone(segment):
-            value = np.array([entry], layout.SUM)
-            txn.put("sums", layout.sum_key(record.name, segment), value.tobytes())
+    for segment, sums in live.items():
+        txn.put("sums", layout.sum_key(record.name, segment), sums)
+    if record.update is not None:
+        # A commit whose end failed may have left records of its own.
+        name = record.name
+        txn.delete_range("updates", layout.update_key(name, record.update), name.encode() + b"\1")
+        for number, payload in record.updates.items():
+            txn.put("updates", layout.update_key(name, number), payload)
+        txn.delete_range("updates", layout.update_key(name, 0), layout.update_key(name, record.kept))

@@ -29,6 +29,8 @@ from diskreplay.storage.tail import Tail
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from diskreplay.experience import StepSpec
     from diskreplay.storage.index import Index, Reading, Writing
 
@@ -246,9 +248,7 @@ class Engine:
         with self.index.read() as txn:
             counters = txn.counters()
             self.load_codings(txn)
-            joined = layout.records(b"".join(record for _, record in txn.items("segments")), layout.SEGMENT, "segments")
-            for record in joined:
-                self._add_sealed(record, counters)
+            self._add_sealed(self._read_segments(txn, counters))
             applied = self._load_streams(txn)
             for _ in txn.items("meta"):
                 pass  # so that it is noticed if one is missing
@@ -262,28 +262,51 @@ class Engine:
     def _take_in(self, txn: Reading, counters: Any) -> None:
         self.load_codings(txn)
         if counters["evictions"] != self.seen["evictions"]:
-            alive = {int.from_bytes(key, "big") for key, _ in txn.items("segments")}
-            table = self.table
-            for slot in table.live().tolist():
-                segment = int(table.segment[slot])
-                if slot not in table.tails and segment not in alive:
-                    self.drop(segment)
+            self._take_in_evictions(txn, int(counters["evictions"] - self.seen["evictions"]))
         if counters["cuts"] != self.seen["cuts"]:
-            self._take_in_cuts(txn)
+            self._take_in_cuts(txn, counters)
         first = layout.segment_key(int(self.seen["seals"]))
         for _, key in txn.items("seals", start=first):
-            record = txn.array("segments", key, layout.SEGMENT)
-            if record is not None:
-                self._add_sealed(record[0], counters)
+            records = txn.array("segments", key, layout.SEGMENT)
+            if records is not None:
+                self._check_segments(records, np.frombuffer(key, ">u8"), counters)
+                self._add_sealed(records)
+        if counters["evictions"] != self.seen["evictions"] and self._sealed(txn) != txn.count("segments"):
+            self._compare_all(txn, counters)
         self._load_streams(txn)
         self.metadata = {**(txn.json("meta", b"metadata") or {}), **self.metadata_changes}
         self._see(counters)
 
-    def _take_in_cuts(self, txn: Reading) -> None:
-        for key, payload in txn.items("segments"):
-            segment = int.from_bytes(key, "big")
-            cut = bool(layout.records(payload, layout.SEGMENT, f"segment {segment}")[0]["cut"])
-            if cut and segment in self.table and not self.table.cut[self.table.slot(segment)]:
+    def _take_in_evictions(self, txn: Reading, count: int) -> None:
+        """Drop so many segments that are gone. Cost: O(they, and older ones that are pinned): the oldest go first."""
+        table = self.table
+        for slot in table.live().tolist():
+            segment = int(table.segment[slot])
+            if slot not in table.tails and not txn.has("segments", layout.segment_key(segment)):
+                self.drop(segment)
+                count -= 1
+                if not count:
+                    return
+
+    def _compare_all(self, txn: Reading, counters: Any) -> None:
+        """Know the segments that the catalogue names, and no others. Cost: O(segments)."""
+        records = self._read_segments(txn, counters)
+        alive = set(records["segment"].tolist())
+        for slot in self.table.live().tolist():
+            segment = int(self.table.segment[slot])
+            if slot not in self.table.tails and segment not in alive:
+                self.drop(segment)
+        self._add_sealed(records)
+
+    def _sealed(self, txn: Reading) -> int:
+        """Return how many sealed segments this process knows that the catalogue should name."""
+        left_out = sum(txn.has("segments", layout.segment_key(segment)) for segment in self.quarantined)
+        return len(self.table) - len(self.table.tails) + left_out
+
+    def _take_in_cuts(self, txn: Reading, counters: Any) -> None:
+        records = self._read_segments(txn, counters)
+        for segment in records["segment"][records["cut"] > 0].tolist():
+            if segment in self.table and not self.table.cut[self.table.slot(segment)]:
                 self.table.cut_after(self.table.slot(segment))
                 self.cuts.append(segment)
                 self.episodes_sealed += 1
@@ -311,24 +334,35 @@ class Engine:
         self.table.fill(slot, record)
         self.episodes_sealed += int(record["episodes"])
 
-    def _add_sealed(self, record: Any, counters: Any) -> None:
-        segment = int(record["segment"])
-        rows, ends = int(record["rows"]), int(record["ends"])
-        last = int(record["last_end"])
-        if not (
-            0 <= segment < counters["next_segment"]
-            and 0 < rows <= self.segment_steps
-            and 0 <= ends <= rows
-            and last < rows
-        ):
+    def _read_segments(self, txn: Reading, counters: Any) -> NDArray[Any]:
+        """Return the whole catalogue, (segments,) SEGMENT, ascending."""
+        keys, payloads = txn.whole("segments")
+        if not set(map(len, payloads)) <= {layout.SEGMENT.itemsize}:
+            raise CorruptStoreError(f"{self.root}: the index has a record of a segment that is none")
+        records = np.frombuffer(b"".join(payloads), layout.SEGMENT)
+        self._check_segments(records, np.frombuffer(b"".join(keys), ">u8"), counters)
+        return records
+
+    def _check_segments(self, records: NDArray[Any], keys: NDArray[Any], counters: Any) -> None:
+        rows, ends, segments = records["rows"], records["ends"], records["segment"]
+        sound = np.zeros(len(keys), np.bool_)
+        if len(records) == len(keys):
+            sound = (segments == keys.astype(np.int64)) & (segments >= 0) & (segments < counters["next_segment"])
+            sound &= (rows > 0) & (rows <= self.segment_steps) & (ends >= 0) & (ends <= rows)
+            sound &= records["last_end"] < rows
+        if not sound.all():
+            segment = int(keys[np.flatnonzero(~sound)[0]])
             raise CorruptStoreError(f"{self.root}: the index has an impossible record of segment {segment}")
-        if segment not in self.table:
-            slot = self.table.add(segment, int(record["stream"]), int(record["previous"]))
-            self.table.fill(slot, record)
-            self.episodes_sealed += int(record["episodes"])
-        elif self.table.slot(segment) in self.table.tails:
-            stream = self.streams[int(record["stream"])]
-            if stream.lock is None:
+
+    def _add_sealed(self, records: NDArray[Any]) -> None:
+        table = self.table
+        known = table.find(records["segment"]) >= 0
+        fresh = records[~known & ~np.isin(records["segment"], list(self.quarantined))]
+        table.add_sealed(fresh)
+        self.episodes_sealed += int(fresh["episodes"].sum(dtype=np.int64))
+        for record in records[known] if table.tails else ():
+            segment, stream = int(record["segment"]), self.streams[int(record["stream"])]
+            if table.slot(segment) in table.tails and stream.lock is None:
                 stream.tails = [tail for tail in stream.tails if tail.segment != segment]
                 self.take_sealed(record)
 

@@ -63,11 +63,19 @@ class Transaction:
         """Copy a key or a value out of the map.
 
         Raises:
+            CorruptStoreError: As `check`.
+        """
+        self.check(view)
+        return bytes(view)
+
+    def check(self, view: Any) -> None:
+        """Make sure that a key or a value may be touched.
+
+        Raises:
             CorruptStoreError: If it claims to reach past the end of the file, where touching it would be SIGBUS.
         """
         if len(view) > SLACK and not self.within(view):
             raise CorruptStoreError(f"index: a record claims {len(view)} bytes, which its file does not have")
-        return bytes(view)
 
 
 class Environment:

@@ -42,9 +42,15 @@ LMDB databases (integers in keys are big-endian; every value ends in the crc32c 
     quarantine  segment u64           SEGMENT: found damaged and left out; its other records stay where they are
     garbage     segment u64           empty: evicted, but its shards may not all be unlinked yet
     tails       stream u32, segment u64, row u32    tail record: rows committed but not sealed (see tail.py)
-    priorities  sampler name, 0, segment u64, block u16: f32 * PRIORITY_BLOCK, the raw priorities
-    samplers    sampler name          JSON: alpha, largest priority, random state, draws in flight
-    sums        sampler name, 0, segment u64    SUM: sum of priority^alpha, place in the tree, rows: its upper level
+    priorities  sampler name, 0, segment u64, block u16: folded u64, then f32 * PRIORITY_BLOCK, the raw priorities;
+                                      fewer at a segment's end, or where those that follow are in the journal alone
+    updates     sampler name, 0, number u64     journal: step id i64 * n, ascending, then priority f32 * n.
+                                      An entry overwrites a block if its record's number is at least the block's
+                                      `folded` (0 without a block), in the order of numbers; segments may be gone
+    samplers    sampler name          JSON: alpha, largest priority, random state, draws in flight, next_update: above
+                                      all numbers used in the journal
+    sums        sampler name, 0, segment u64    [SUM], one for each block of priorities: sum of priority^alpha, place
+                                      of the segment in the tree, rows: the tree's upper level
 """
 
 from __future__ import annotations
@@ -70,11 +76,11 @@ INDEX = "index.lmdb"
 STEPS = "steps"
 LOCKS = "locks"
 LOST = "lost+found"
-PRIORITY_BLOCK = 1000
+PRIORITY_BLOCK = 4096
 
 DATABASES = (
     "meta", "streams", "segments", "seals", "files", "checks", "episodes", "quarantine", "garbage", "tails",
-    "priorities", "samplers", "sums",
+    "priorities", "updates", "samplers", "sums",
 )  # fmt: skip
 
 KEY_BYTES = {
@@ -174,6 +180,11 @@ def priority_key(sampler: str, segment: int, block: int) -> bytes:
     return sampler.encode() + b"\0" + struct.pack(">QH", segment, block)
 
 
+def update_key(sampler: str, number: int) -> bytes:
+    """Return the key of a record of a sampler's journal."""
+    return sampler.encode() + b"\0" + struct.pack(">Q", number)
+
+
 def sum_key(sampler: str, segment: int) -> bytes:
     """Return the key of a segment's entry in the sum-tree checkpoint."""
     return sampler.encode() + b"\0" + struct.pack(">Q", segment)
@@ -203,6 +214,22 @@ def open_array(value: bytes, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
         CorruptStoreError: If the checksum or the length does not match.
     """
     return records(open_value(value, what), dtype, what)
+
+
+def priorities_payload(folded: int, values: NDArray[np.float32]) -> bytes:
+    """Return a block of priorities as a record without its checksum."""
+    return struct.pack("<Q", folded) + values.astype("<f4").tobytes()
+
+
+def parse_priorities(payload: bytes, what: str) -> tuple[int, NDArray[np.float32]]:
+    """Return `folded` and the priorities of a block.
+
+    Raises:
+        CorruptStoreError: If its length does not fit.
+    """
+    if len(payload) < 8:
+        raise CorruptStoreError(f"index: the record of {what} has {len(payload)} bytes")
+    return min(struct.unpack("<Q", payload[:8])[0], 1 << 62), records(payload[8:], np.dtype("<f4"), what)
 
 
 def records(payload: bytes, dtype: np.dtype[Any], what: str) -> NDArray[Any]:

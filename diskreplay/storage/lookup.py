@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,6 +56,13 @@ class SegmentLookup:
         else:
             dense[segment - self._base] = slot
 
+    def add_many(self, segments: NDArray[np.int64], slots: NDArray[Any]) -> None:
+        """Note many segments' slots."""
+        if not len(segments):
+            return
+        self._slot_of.update(zip(segments.tolist(), slots.tolist(), strict=True))
+        self._spread()
+
     def pop(self, segment: int) -> int:
         """Forget a segment; return the slot it had."""
         slot = self._slot_of.pop(segment)
@@ -82,11 +89,12 @@ class SegmentLookup:
         return np.where(keys[place] == segments, slots[place], -1).astype(np.int32)
 
     def _spread(self) -> None:
+        self._sorted = None
         first, last = min(self._slot_of), max(self._slot_of)
         span = last - first + 1
         if span > WIDE and span > SPARSE * len(self._slot_of):
             self._dense = None
             return
-        self._base, self._dense = first, np.full(max(64, 2 * span), -1, np.int32)
         keys = np.fromiter(self._slot_of, np.int64, len(self._slot_of))
+        self._base, self._dense = first, np.full(max(64, 2 * span), -1, np.int32)
         self._dense[keys - first] = np.fromiter(self._slot_of.values(), np.int32, len(self._slot_of))

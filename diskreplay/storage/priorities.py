@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from diskreplay.storage.index import Reading, Writing
+    from diskreplay.storage.updates import Journal
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,18 @@ class SamplerCheckpoint:
     Attributes:
         state: Its JSON state.
         segments: (n,) segments that have priorities, ascending.
-        totals: (n,) float64 sums of priority^alpha.
-        places: (n,) block of each in the sum tree.
+        places: (n,) place of each in the sum tree.
         rows: (n,) rows of each that have a priority.
+        blocks: (n,) how many blocks of priorities each has.
+        totals: (sum of blocks,) float64 sums of priority^alpha, segment after segment.
     """
 
     state: dict[str, Any]
     segments: NDArray[np.int64]
+    places: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    blocks: NDArray[np.int64]
     totals: NDArray[np.float64]
-    places: NDArray[np.int32]
-    rows: NDArray[np.int32]
 
 
 def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
@@ -45,21 +49,79 @@ def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
             raise CorruptStoreError(f"index: sampler {name!r} has priorities, but its state is missing")
         return None
     state = layout.parse_json(payload, f"sampler {name!r}")
-    keys, values = [], []
-    for key, payload in txn.items("sums"):  # all, so that it is noticed if some are missing
-        if key[:-8] == name.encode() + b"\0":
-            keys.append(key[-8:])
-            values.append(payload)
-    sums = layout.records(b"".join(values), layout.SUM, f"sums of sampler {name!r}")
-    segments = np.frombuffer(b"".join(keys), ">u8").astype(np.int64)
-    return SamplerCheckpoint(state, segments, sums["total"], sums["place"], sums["rows"])
+    keys, payloads = txn.whole("sums")  # all, so that it is noticed if some are missing
+    start, stop = (bisect_left(keys, name.encode() + end) for end in (b"\0", b"\1"))
+    if not set(map(len, keys[start:stop])) <= {len(name.encode()) + 9}:
+        raise CorruptStoreError(f"index: sampler {name!r} has sums that are no segment's")
+    names = np.frombuffer(b"".join(keys[start:stop]), np.uint8).reshape(stop - start, -1 if stop > start else 8)
+    segments = names[:, -8:].copy().view(">u8").astype(np.int64).reshape(-1)
+    sums = layout.records(b"".join(payloads[start:stop]), layout.SUM, f"sums of sampler {name!r}")
+    lengths = np.fromiter(map(len, payloads[start:stop]), np.int64, stop - start)
+    blocks = lengths // layout.SUM.itemsize
+    if (blocks < 1).any() or (lengths % layout.SUM.itemsize).any():
+        raise CorruptStoreError(f"index: sampler {name!r} has sums that are none")
+    if start == stop:
+        return SamplerCheckpoint(state, segments, blocks, blocks, blocks, np.zeros(0))
+    last = np.cumsum(blocks) - 1
+    first = last - blocks + 1
+    full = np.full(len(sums), layout.PRIORITY_BLOCK, np.int64)
+    full[last] = sums["rows"][last]
+    places = sums["place"][first].astype(np.int64)
+    if not (
+        np.array_equal(sums["rows"], full)
+        and ((full > 0) & (full <= layout.PRIORITY_BLOCK)).all()
+        and np.array_equal(sums["place"], np.repeat(places, blocks))
+    ):
+        raise CorruptStoreError(f"index: sampler {name!r} has impossible sums of priorities")
+    rows = np.add.reduceat(full, first)
+    return SamplerCheckpoint(state, segments, places, rows, blocks, sums["total"])
 
 
-def load_priorities(txn: Reading, name: str, segment: int) -> NDArray[np.float32]:
-    """Return the priorities of a segment's first rows; -1 where a row cannot be sampled."""
-    prefix = name.encode() + b"\0" + layout.segment_key(segment)
-    joined = b"".join(payload for _, payload in txn.items("priorities", prefix))
-    return layout.records(joined, np.dtype(np.float32), f"priorities of segment {segment}")
+def load_priorities(
+    txn: Reading, journal: Journal, name: str, wanted: Sequence[tuple[int, int]], segment_steps: int
+) -> list[NDArray[np.float32]]:
+    """Return the priorities of blocks, (segment, block) each; -1 where a row cannot be sampled.
+
+    Empty where the sampler has none of that block. Cost: O(their rows), and the journal, once.
+
+    Raises:
+        CorruptStoreError: If a record is damaged, or a row has no priority. `segment` is set where one is to blame.
+    """
+    journal.require(txn)
+    size = layout.PRIORITY_BLOCK
+    values = np.full((len(wanted), min(size, segment_steps)), np.nan, np.float32)
+    folded, rows = np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.int64)
+    for at, (segment, block) in enumerate(wanted):
+        try:
+            found = _load_block(txn, name, segment, block)
+        except CorruptStoreError as err:
+            raise CorruptStoreError(f"segment {segment}: {err}", segment=segment) from err
+        if found is not None:
+            rows[at], folded[at], held = found
+            values[at, : len(held)] = held
+    first = np.array([segment * segment_steps + block * size for segment, block in wanted], np.int64)
+    journal.apply(first, folded, rows, values)
+    parts = [values[at, :count] for at, count in enumerate(rows.tolist())]
+    for (segment, block), part in zip(wanted, parts, strict=True):
+        if np.isnan(part).any():
+            what = f"segment {segment}: {int(np.isnan(part).sum())} rows of block {block} have no priority"
+            raise CorruptStoreError(what, segment=segment)
+    return parts
+
+
+def _load_block(txn: Reading, name: str, segment: int, block: int) -> tuple[int, int, NDArray[np.float32]] | None:
+    """Return rows, `folded` and written priorities of a block, perhaps fewer than rows; None if there is no SUM."""
+    sums = txn.array("sums", layout.sum_key(name, segment), layout.SUM)
+    if sums is None or block >= len(sums):
+        return None
+    rows = int(sums[block]["rows"])
+    payload = txn.get("priorities", layout.priority_key(name, segment, block))
+    if payload is None:
+        return rows, 0, np.zeros(0, np.float32)
+    folded, held = layout.parse_priorities(payload, f"priorities of segment {segment}, block {block}")
+    if not len(held) <= rows <= layout.PRIORITY_BLOCK:
+        raise CorruptStoreError(f"{len(held)} priorities in block {block}, its sum counts {rows}")
+    return rows, folded, held
 
 
 def sampler_segments(txn: Reading, name: str) -> Iterator[int]:
@@ -70,9 +132,12 @@ def sampler_segments(txn: Reading, name: str) -> Iterator[int]:
 
 def is_live(txn: Reading, segment: int) -> bool:
     """Return whether a segment is sealed and not evicted, or in the tail of a stream."""
-    if txn.get("segments", layout.segment_key(segment)) is not None:
-        return True
-    return any(segment in data.get("tails", []) for _, data in txn.streams())
+    return txn.has("segments", layout.segment_key(segment)) or segment in open_segments(txn)
+
+
+def open_segments(txn: Reading) -> set[int]:
+    """Return the segments in the tails of streams. Cost: O(streams)."""
+    return {segment for _, data in txn.streams() for segment in data.get("tails", [])}
 
 
 def forget_priorities(txn: Writing, segment: int) -> None:

@@ -226,11 +226,10 @@ class Reader:
             ranks: (B,), each in [0, transitions).
         """
         table = self.table
-        live = table.live()
-        until = np.cumsum(table.rows[live] - table.n_ends[live], dtype=np.int64)
+        until = table.transitions_until()
         place = np.searchsorted(until, ranks, side="right")
-        slots = live[place].astype(np.int32)
-        nth = ranks - np.concatenate([[0], until])[place]
+        slots = table.live()[place].astype(np.int32)
+        nth = ranks - np.where(place > 0, until[place - 1], 0)
         self.residency.need_ends(slots)
         return table.step_ids(slots, kernels.nth_steps(slots, nth, table.n_ends, table.ends_address))
 

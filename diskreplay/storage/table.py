@@ -6,6 +6,8 @@ segment ids are not.
 
 from __future__ import annotations
 
+import heapq
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +41,12 @@ _COLUMNS = {
     "bytes_on_disk": (np.int64, 0),
     "used": (np.int64, 0),
     "pins": (np.int32, 0),
+    "counted": (np.int64, 0),
 }
+_SEALED = (
+    "segment", "stream", "rows", "first_end", "last_end", "first_flags", "cut", "bytes_on_disk",
+)  # fmt: skip
+REMEMBERED = 1 << 16
 
 
 class FieldTable:
@@ -84,12 +91,22 @@ class SegmentTable:
     bytes_on_disk: NDArray[np.int64]
     used: NDArray[np.int64]
     pins: NDArray[np.int32]
+    counted: NDArray[np.int64]
 
     def __init__(self, fields: Sequence[Field], segment_steps: int) -> None:
         self.segment_steps = segment_steps
         self.version = 0
+        self.transitions = 0
         self.size = 0
         self._free: list[int] = []
+        self._changes: OrderedDict[int, int] = OrderedDict()
+        self._forgotten = 0
+        self._live = np.zeros(0, np.int64)
+        self._live_segments = np.zeros(0, np.int64)
+        self._came: list[int] = []
+        self._went = False
+        self._ranked = -1
+        self._until = np.zeros(0, np.int64)
         for name, (dtype, fill) in _COLUMNS.items():
             setattr(self, name, np.full(16, fill, dtype))
         self.by_field = {field.name: FieldTable(16) for field in fields}
@@ -104,24 +121,65 @@ class SegmentTable:
     def __contains__(self, segment: int) -> bool:
         return segment in self._slot_of
 
-    @property
-    def transitions(self) -> int:
-        """Return how many steps can be sampled. Cost: O(slots)."""
-        return int((self.rows[: self.size] - self.n_ends[: self.size]).sum(dtype=np.int64))
-
     def slot(self, segment: int) -> int:
         """Return a live segment's slot."""
         return self._slot_of[segment]
 
     def live(self) -> NDArray[np.int64]:
-        """Return the slots in use, in the order of their segments."""
-        slots = np.flatnonzero(self.segment[: self.size] >= 0)
-        return np.asarray(slots[np.argsort(self.segment[slots])], np.int64)
+        """Return the slots in use, in the order of their segments; not to be written to.
+
+        Cost: nothing unless segments came or went, else O(segments) to copy them.
+        """
+        if self._went:
+            stay = self.segment[self._live] == self._live_segments  # a slot may have been given out again
+            self._live, self._live_segments = self._live[stay], self._live_segments[stay]
+        if self._came:
+            came = [slot for slot in map(self._slot_of.get, sorted(set(self._came))) if slot >= 0]
+            live = np.concatenate([self._live, np.array(came, np.int64)])
+            ids, at = self.segment[live], len(self._live)
+            if 0 < at < len(ids) and ids[at] <= ids[at - 1]:
+                ids, order = np.unique(ids, return_index=True)
+                live = live[order]
+            self._live, self._live_segments = live, ids
+        if self._went or self._came:
+            self._went, self._came, self._ranked = False, [], -1
+            self._live.flags.writeable = False
+        return self._live
+
+    def changed_since(self, version: int) -> list[int] | None:
+        """Return the segments that came, changed or went since that version; None if that is too long ago.
+
+        Cost: O(what changed).
+        """
+        if version < self._forgotten:
+            return None
+        found = []
+        for segment in reversed(self._changes):
+            if self._changes[segment] <= version:
+                break
+            found.append(segment)
+        return found
+
+    def transitions_until(self) -> NDArray[np.int64]:
+        """Return how many transitions there are up to and with each of the live segments, (segments,).
+
+        Cost: O(segments behind the oldest one that changed since the last call).
+        """
+        live = self.live()
+        changed = None if self._ranked < 0 else self.changed_since(self._ranked)
+        if changed is None:
+            self._until = np.cumsum(self.counted[live], dtype=np.int64)
+        elif changed:
+            start = int(np.searchsorted(self._live_segments, min(changed)))
+            np.cumsum(self.counted[live[start:]], out=self._until[start:])
+            self._until[start:] += self._until[start - 1] if start else 0
+        self._ranked = self.version
+        return self._until
 
     def add(self, segment: int, stream: int, previous: int) -> int:
         """Give a segment a slot; `previous` is the segment before it in its stream, or -1."""
         if self._free:
-            slot = self._free.pop()
+            slot = heapq.heappop(self._free)
         else:
             slot, self.size = self.size, self.size + 1
             if self.size > len(self.segment):
@@ -134,8 +192,33 @@ class SegmentTable:
         if before >= 0:
             self.following[before] = slot
         self._slot_of.add(segment, slot)
-        self.version += 1
+        self._came.append(segment)
+        self._note(slot)
         return slot
+
+    def add_sealed(self, records: NDArray[Any]) -> None:
+        """Give many sealed segments, ascending, their slots, and take over what the catalogue says of them."""
+        first, count = self.size, len(records)
+        if first or not count:
+            for record in records:
+                slot = self.add(int(record["segment"]), int(record["stream"]), int(record["previous"]))
+                self.fill(slot, record)
+            return
+        self.size = count
+        if count > len(self.segment):
+            self._grow(count)
+        slots = np.arange(count, dtype=np.int32)
+        for column, name in (("n_ends", "ends"), ("available", "rows"), *((c, c) for c in _SEALED)):
+            getattr(self, column)[:count] = records[name]
+        self._slot_of.add_many(self.segment[:count], slots)
+        self.previous[:count] = before = self._slot_of.find(records["previous"].astype(np.int64))
+        self.following[before[before >= 0]] = slots[before >= 0]
+        self._live, self._live_segments = np.arange(count), self.segment[:count].copy()
+        self._live.flags.writeable = False
+        self.counted[:count] = self.rows[:count] - self.n_ends[:count]
+        self.transitions = int(self.counted[:count].sum())
+        self.version += 1
+        self._forgotten = self.version
 
     def fill(self, slot: int, record: Any, *, keep_rows: bool = False) -> None:
         """Take over what the catalogue says of a sealed segment."""
@@ -145,7 +228,7 @@ class SegmentTable:
         self.first_end[slot], self.last_end[slot] = record["first_end"], record["last_end"]
         self.first_flags[slot], self.cut[slot] = record["first_flags"], record["cut"]
         self.bytes_on_disk[slot] = record["bytes_on_disk"]
-        self.version += 1
+        self._note(slot)
 
     def attach_tail(self, slot: int, tail: Tail) -> None:
         """Point a slot to rows in memory."""
@@ -166,7 +249,7 @@ class SegmentTable:
         self.n_ends[slot] = count
         self.rows[slot] = tail.rows
         self.available[slot] = tail.rows + tail.pending
-        self.version += 1
+        self._note(slot)
 
     def detach_tail(self, slot: int) -> None:
         """Stop pointing to rows in memory: the segment is sealed."""
@@ -187,7 +270,7 @@ class SegmentTable:
         self.n_ends[slot] += 1
         self.last_end[slot], self.cut[slot] = row, True
         self.drop_ends(slot)
-        self.version += 1
+        self._note(slot)
 
     def hold_ends(self, slot: int, ends: NDArray[np.int32], flags: NDArray[np.uint8]) -> None:
         """Keep a sealed segment's episode ends in memory."""
@@ -210,12 +293,16 @@ class SegmentTable:
             if neighbour >= 0:
                 column[neighbour] = -1
         self.detach_tail(slot)
-        self.segment[slot] = -1
         self.rows[slot] = self.available[slot] = self.n_ends[slot] = self.bytes_on_disk[slot] = 0
-        self._free.append(slot)
-        self._free.sort(reverse=True)
-        self.version += 1
+        self._note(slot)
+        self.segment[slot] = -1
+        self._went = True
+        heapq.heappush(self._free, slot)
         return slot
+
+    def find(self, segments: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Return the slot of each segment, -1 where it is not live."""
+        return self._slot_of.find(segments)
 
     def slots_of(self, step_ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return slot and row of each step id; slot -1 where its segment is not live."""
@@ -240,6 +327,18 @@ class SegmentTable:
             bad = int(step_ids[np.flatnonzero(~known)[0]])
             raise StepEvictedError(f"step id {bad} is not in the store: evicted, or never written")
         return slots, rows
+
+    def _note(self, slot: int) -> None:
+        """Note that something of a slot's segment changed."""
+        count = int(self.rows[slot]) - int(self.n_ends[slot])
+        self.transitions += count - int(self.counted[slot])
+        self.counted[slot] = count
+        self.version += 1
+        segment, changes = int(self.segment[slot]), self._changes
+        changes[segment] = self.version
+        changes.move_to_end(segment)
+        if len(changes) > REMEMBERED:
+            self._forgotten = changes.popitem(last=False)[1]
 
     def _grow(self, size: int) -> None:
         for name, (_, fill) in _COLUMNS.items():

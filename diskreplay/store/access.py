@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, StepEvictedError
+from diskreplay.storage import layout
 from diskreplay.storage.priorities import SamplerCheckpoint, is_live, load_priorities, load_sampler, sampler_segments
+from diskreplay.storage.updates import Journal, list_updates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -41,6 +43,7 @@ class SamplerAccess:
         self.segment_steps = engine.segment_steps
         self._engine = engine
         self._writable = writable
+        self._journals: dict[str, Journal] = {}
         self._participants: dict[str, weakref.ref[Participant]] = {}
         self._drawing: weakref.WeakSet[Drawing] = weakref.WeakSet()
 
@@ -68,6 +71,15 @@ class SamplerAccess:
         table = self._engine.table
         live = table.live()
         return table.segment[live], table.rows[live].astype(np.int64)
+
+    def changed_since(self, version: int) -> list[int] | None:
+        """Return the segments that came, changed or went since a version; None if that is too long ago."""
+        return self._engine.table.changed_since(version)
+
+    def rows_of(self, segments: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many complete rows each segment has, -1 where it is not live."""
+        slots = self._engine.table.find(segments)
+        return np.where(slots >= 0, self._engine.table.rows[slots], -1).astype(np.int64)
 
     def final_rows(self, segment: int) -> NDArray[np.int32]:
         """Return the rows of a live segment that hold an episode's last observation and cannot be sampled."""
@@ -98,29 +110,44 @@ class SamplerAccess:
         with self._engine.index.read() as txn:
             return load_sampler(txn, sampler)
 
-    def load_priorities(self, sampler: str, segment: int) -> NDArray[np.float32]:
-        """Return the committed priorities of a segment's first rows; -1 where a row cannot be sampled.
+    def load_priorities(self, sampler: str, blocks: Sequence[tuple[int, int]]) -> list[NDArray[np.float32]]:
+        """Return the committed priorities of blocks, (segment, block) each; -1 where a row cannot be sampled.
+
+        All are of one moment, the journal included.
 
         Raises:
-            StepEvictedError: If there are none because another process evicted the segment.
+            StepEvictedError: If there are none because another process evicted a segment.
         """
+        journal = self._journals.setdefault(sampler, Journal(sampler))
         with self._engine.index.read() as txn:
             try:
-                priorities = load_priorities(txn, sampler, segment)
+                found = load_priorities(txn, journal, sampler, blocks, self.segment_steps)
             except CorruptStoreError as err:
-                what = f"{self.path}: segment {segment}: {err}"
-                raise CorruptStoreError(what, path=self.path, segment=segment) from err
-            if not len(priorities) and not is_live(txn, segment):
-                raise StepEvictedError(f"segment {segment} was evicted by another process")
-            return priorities
+                raise CorruptStoreError(f"{self.path}: {err}", path=self.path, segment=err.segment) from err
+            for (segment, _), priorities in zip(blocks, found, strict=True):
+                if not len(priorities) and not is_live(txn, segment):
+                    raise StepEvictedError(f"segment {segment} was evicted by another process")
+        return found
+
+    def list_updates(self, sampler: str) -> list[tuple[int, int]]:
+        """Return the number of each record of a sampler's journal, ascending, and how many entries it has."""
+        with self._engine.index.read() as txn:
+            return list_updates(txn, sampler)
+
+    def forget_journal(self, sampler: str) -> None:
+        """Give the memory back that a sampler's journal takes: all blocks are loaded."""
+        self._journals.pop(sampler, None)
 
     def priorities(self, sampler: str) -> Iterator[NDArray[np.float32]]:
         """Yield the committed priorities of the transitions, a block a segment."""
         with self._engine.index.read() as txn:
-            segments = list(sampler_segments(txn, sampler))
+            segments, journal = list(sampler_segments(txn, sampler)), Journal(sampler)
         for segment in segments:
             with self._engine.index.read() as txn:  # closed while the caller has the values
-                values = load_priorities(txn, sampler, segment)
+                sums = txn.array("sums", layout.sum_key(sampler, segment), layout.SUM)
+                blocks = [(segment, block) for block in range(0 if sums is None else len(sums))]
+                found = load_priorities(txn, journal, sampler, blocks, self.segment_steps)
+            values = np.concatenate([np.zeros(0, np.float32), *found])
             yield values[values >= 0]
 
     def watch(self, sampler: Drawing) -> None:

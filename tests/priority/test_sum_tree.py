@@ -198,6 +198,9 @@ def test_wrong_arguments():
         (lambda: tree.clear_block(2), ValueError, "Block 2 is out of range"),
         (lambda: tree.set_block_total(2, 1.0), ValueError, "Block 2 is out of range"),
         (lambda: tree.set_block_totals([1.0] * 3), ValueError, "2 blocks, and 3 totals"),
+        (lambda: tree.set_block_totals([1.0], [2]), ValueError, "block is out of range"),
+        (lambda: tree.set_block_totals([1.0], [-1]), ValueError, "block is out of range"),
+        (lambda: tree.set_block_totals([1.0], [0, 1]), ValueError, "totals (k,) and blocks (k,)"),
         (lambda: tree.find([0.5, -0.1]), ValueError, "Target -0.1 at position 1"),
         (lambda: tree.find([np.nan]), ValueError, "Target nan at position 0"),
         (lambda: tree.find_in_blocks([0], [0.1, 0.2]), ValueError, "blocks (n,) and residual"),
@@ -302,3 +305,17 @@ def test_kernels_release_the_gil():
     finally:
         sys.setswitchinterval(interval)
     assert turns > 5
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_totals_of_some_blocks(dense):
+    """The others stay loaded; growing and asking for small pages changes nothing."""
+    tree = SumTree(16, 40)
+    tree.update([5 * 16], [2.0])
+    tree.dense = dense
+    tree.set_block_totals([3.0, 7.0], [30, 2])
+    tree.grow(500)
+    assert tree.block_totals([2, 5, 30, 31]).tolist() == [7.0, 2.0, 3.0, 0.0]
+    assert tree.is_loaded([2, 5, 30, 31]).tolist() == [False, True, False, True]
+    assert (tree.total, tree.check_valid()) == (12.0, (True, ""))
+    assert tree.locate_blocks([6.9, 7.0, 9.5])[0].tolist() == [2, 5, 30]

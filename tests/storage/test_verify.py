@@ -61,6 +61,7 @@ def document(**fields):
     return lambda payload: json.dumps({**json.loads(payload), **fields}).encode()
 
 
+BLOCK_0 = layout.priority_key("prioritized", 4, 0)
 SEGMENT_4 = layout.segment_key(4)
 FORGERIES = {
     "rows": ("segments", SEGMENT_4, record(layout.SEGMENT, rows=15), None),
@@ -91,10 +92,11 @@ FORGERIES = {
     "fields": ("meta", b"fields", document(reward={"codec": "zip", "chunk_steps": 16}), "impossible coding"),
     "description": ("meta", b"description", document(created=1.0), "another copy"),
     "sealed order": ("seals", layout.segment_key(2), lambda _: layout.segment_key(5), "sealed as number"),
-    "nan": ("priorities", layout.priority_key("prioritized", 4, 0), lambda p: b"\0\0\xc0\x7f" + p[4:], "finite"),
-    "priority": ("priorities", layout.priority_key("prioritized", 4, 0), lambda p: b"\0\0\0\x41" + p[4:], "sum to"),
-    "unsampled": ("priorities", layout.priority_key("prioritized", 4, 0), lambda p: b"\0\0\x80\xbf" + p[4:], "last"),
-    "short": ("priorities", layout.priority_key("prioritized", 4, 0), lambda p: p[:-4], "15 priorities"),
+    "nan": ("priorities", BLOCK_0, lambda p: p[:8] + b"\0\0\xc0\x7f" + p[12:], "finite"),
+    "priority": ("priorities", BLOCK_0, lambda p: p[:8] + b"\0\0\0\x41" + p[12:], "sum to"),
+    "unsampled": ("priorities", BLOCK_0, lambda p: p[:8] + b"\0\0\x80\xbf" + p[12:], "last"),
+    "later": ("priorities", BLOCK_0, lambda p: b"\7" + p[1:], "later time"),
+    "short": ("priorities", BLOCK_0, lambda p: p[:-4], "15 priorities"),
     "total": ("sums", layout.sum_key("prioritized", 4), record(layout.SUM, total=1.0), "sum to"),
     "place": ("sums", layout.sum_key("prioritized", 4), record(layout.SUM, place=0), "same place"),
     "sum's rows": ("sums", layout.sum_key("prioritized", 4), record(layout.SUM, rows=3), "counts 3"),

@@ -9,21 +9,26 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
+from diskreplay.storage.updates import Journal
 from diskreplay.storage.upkeep.mending_draft import Draft
+from diskreplay.storage.upkeep.records import INCONSISTENT
 from diskreplay.storage.upkeep.sampled import (
     UNSAMPLED,
     Priorities,
     Rows,
     alpha_of,
+    check_journal,
     contradictions,
-    power_sum,
     read_priorities,
     sampled_segments,
     strays,
+    sums_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 
 def mend_samplers(draft: Draft) -> None:
@@ -35,39 +40,61 @@ def mend_samplers(draft: Draft) -> None:
         draft.put("samplers", key, None)
         draft.lose(f"sampler {key.decode(errors='replace')!r}", "its state is damaged: it begins anew")
     for name, alpha in known.items():
+        journal = _journal(draft, name)
         places: dict[int, int] = {}
         for segment in sampled_segments(draft.txn, name):
-            _sampler_segment(draft, name, alpha, segment, places)
+            found = read_priorities(draft.txn, name, segment, journal, draft.segment_steps)
+            _sampler_segment(draft, name, alpha, found, places)
         _draws_in_flight(draft, name)
 
 
-def _sampler_segment(draft: Draft, name: str, alpha: float | None, segment: int, places: dict[int, int]) -> None:
-    found, known = read_priorities(draft.txn, name, segment), draft.rows_of(segment)
+def _journal(draft: Draft, name: str) -> Journal:
+    """Return a sampler's journal, from which damaged records leave."""
+    journal, state = Journal(name), draft.old.samplers[name]
+    journal.follow(draft.txn)
+    for key, why in journal.bad:
+        draft.put("updates", key, None)
+        draft.lose(f"sampler {name!r}: a record of its journal", f"{why}: its priorities are those of before")
+    for problem in check_journal(journal, state):
+        if problem.kind == INCONSISTENT:
+            following = 1 + max((update.number for update in journal.updates), default=-1)
+            draft.old.samplers[name] = state = {**state, "next_update": following}
+            draft.put_json("samplers", name.encode(), state)
+            draft.note(f"sampler {name!r}: its journal goes on with number {following}")
+    return journal
+
+
+def _sampler_segment(draft: Draft, name: str, alpha: float | None, found: Priorities, places: dict[int, int]) -> None:
+    segment, known = found.segment, draft.rows_of(found.segment)
     where = f"priorities of sampler {name!r} in segment {segment}"
-    if known is None or alpha is None or found.blocks == {} or not found.complete:
-        if known is not None and alpha is not None:
-            draft.lose(where, _first(found, "they are incomplete") + ": they begin anew at the largest")
+    if known is None or alpha is None:
         _forget(draft, name, segment)
         return
-    if any(database == "priorities" for database, _, _ in found.bad):
-        draft.lose(where, _first(found, "") + ": they begin anew at the largest")
+    rows = found.written if found.sums is None else int(found.sums["rows"].sum(dtype=np.int64))
+    rows = min(max(rows, found.written), known.complete)
+    values = found.values(rows)
+    if not rows or any(database == "priorities" for database, _, _ in found.bad) or np.isnan(values).all():
+        draft.lose(where, _first(found, "they are incomplete") + ": they begin anew at the largest")
         _forget(draft, name, segment)
         return
-    place = -1 if found.entry is None else int(found.entry["place"])
+    place = found.place
     if place < 0 or place in places:
         used = {*places, *_places(draft, name)}
         place = next(n for n in range(len(used) + 1) if n not in used)
     places[place] = segment
-    if place == (-1 if found.entry is None else int(found.entry["place"])) and not contradictions(found, alpha, known):
+    if place == found.place and not contradictions(found, alpha, known) and not found.beyond(draft.old.samplers[name]):
         return
-    _fit(draft, name, alpha, found, place, known)
+    if np.isnan(values).any():
+        draft.lose(where, f"{int(np.isnan(values).sum())} are missing or not finite: they begin anew at the largest")
+    _fit(draft, name, alpha, found, place, known, values)
 
 
-def _fit(draft: Draft, name: str, alpha: float, found: Priorities, place: int, known: Rows) -> None:
+def _fit(
+    draft: Draft, name: str, alpha: float, found: Priorities, place: int, known: Rows, values: NDArray[np.float32]
+) -> None:
     """Have a segment's priorities fit its rows; those that are not wrong stay what they are."""
-    rows, final = known.complete, known.final
-    values = found.values[:rows].copy()
-    largest = np.float32(draft.old.samplers[name].get("largest", 1.0))
+    final, state = known.final, draft.old.samplers[name]
+    largest = np.float32(state.get("largest", 1.0))
     final = final[final < len(values)]
     marked = np.zeros(len(values), np.bool_)
     marked[final] = True
@@ -76,16 +103,18 @@ def _fit(draft: Draft, name: str, alpha: float, found: Priorities, place: int, k
     _forget(draft, name, found.segment)
     for block in range(-(-len(values) // layout.PRIORITY_BLOCK)):
         part = values[block * layout.PRIORITY_BLOCK : (block + 1) * layout.PRIORITY_BLOCK]
-        draft.replace("priorities", layout.priority_key(name, found.segment, block), part.tobytes())
-    entry = np.array([(power_sum(values, alpha), place, len(values))], layout.SUM)
-    draft.replace("sums", layout.sum_key(name, found.segment), entry.tobytes())
+        payload = layout.priorities_payload(int(state.get("next_update", 0)), part)
+        draft.replace("priorities", layout.priority_key(name, found.segment, block), payload)
+    draft.replace("sums", layout.sum_key(name, found.segment), sums_of(values, alpha, place).tobytes())
     draft.note(f"sampler {name!r}: the priorities of segment {found.segment} are made to fit its steps")
 
 
 def _places(draft: Draft, name: str) -> Iterator[int]:
     for key, value in draft.txn.raw_items("sums", name.encode() + b"\0"):
-        if _is_sound(value) and len(value) == layout.SUM.itemsize + 4 and draft.rows_of(int.from_bytes(key[-8:])):
-            yield int(np.frombuffer(value[:-4], layout.SUM)[0]["place"])
+        sums = value[:-4]
+        whole = len(sums) > 0 and len(sums) % layout.SUM.itemsize == 0
+        if whole and _is_sound(value) and draft.rows_of(int.from_bytes(key[-8:])):
+            yield int(np.frombuffer(sums, layout.SUM)[0]["place"])
 
 
 def _forget(draft: Draft, name: str, segment: int) -> None:

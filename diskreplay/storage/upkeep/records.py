@@ -294,6 +294,8 @@ def name_of(database: str, key: bytes) -> str:
         return f"index: tail of stream {number(0, 4)}, segment {number(4, 12)}, row {number(12)}"
     elif database == "sums" and len(key) > 9:
         name = f"of sampler {_text(key[:-9])!r}, segment {number(-8)}"
+    elif database == "updates" and len(key) > 9:
+        name = f"of sampler {_text(key[:-9])!r}, number {number(-8)}"
     elif database == "priorities" and len(key) > 11:
         name = f"of sampler {_text(key[:-11])!r}, segment {number(-10, -2)}, block {number(-2)}"
     elif (database, len(key)) in (("seals", 8), ("streams", 4)):

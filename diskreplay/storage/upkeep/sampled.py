@@ -10,6 +10,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
+from diskreplay.storage.updates import Journal
 from diskreplay.storage.upkeep.records import INCONSISTENT, RECORD, Problem, name_of
 
 if TYPE_CHECKING:
@@ -32,27 +33,44 @@ class Priorities:
 
     Attributes:
         segment: Which.
-        entry: SUM; None if it is missing or damaged.
-        blocks: block -> priorities.
+        first_step_id: Of the segment.
+        journal: The sampler's.
+        sums: [SUM]; None if they are missing or damaged.
+        blocks: block -> `folded` and priorities.
         bad: Keys of damaged records, and what is wrong with each.
     """
 
     segment: int
-    entry: Any = None
-    blocks: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    first_step_id: int
+    journal: Journal
+    sums: NDArray[Any] | None = None
+    blocks: dict[int, tuple[int, NDArray[np.float32]]] = field(default_factory=dict)
     bad: list[tuple[str, bytes, str]] = field(default_factory=list)
 
     @property
-    def values(self) -> NDArray[np.float32]:
-        """Return the priorities of all blocks, one after the other."""
-        return np.concatenate([np.zeros(0, np.float32), *(self.blocks[n] for n in sorted(self.blocks))])
+    def place(self) -> int:
+        """Return the segment's place in the tree; -1 if that is not known."""
+        return -1 if self.sums is None else int(self.sums["place"][0])
+
+    def values(self, rows: int) -> NDArray[np.float32]:
+        """Return the priorities of the first rows, of blocks and journal; NaN where there is none."""
+        size, count = layout.PRIORITY_BLOCK, -(-rows // layout.PRIORITY_BLOCK)
+        out, folded = np.full((count, size), np.nan, np.float32), np.zeros(count, np.int64)
+        for block, (number, held) in self.blocks.items():
+            if block < count:
+                out[block, : len(held)], folded[block] = held[:size], number
+        first = np.arange(count) * size
+        self.journal.apply(self.first_step_id + first, folded, np.minimum(rows - first, size), out)
+        return out.reshape(-1)[:rows]
+
+    def beyond(self, state: dict[str, Any]) -> bool:
+        """Return whether a block says that it holds more of the journal than there ever was."""
+        return any(folded > state.get("next_update", 0) for folded, _ in self.blocks.values())
 
     @property
-    def complete(self) -> bool:
-        """Return whether the blocks follow each other from the first, all full but the last."""
-        sizes = [len(self.blocks[n]) for n in sorted(self.blocks)]
-        full = all(size == layout.PRIORITY_BLOCK for size in sizes[:-1])
-        return sorted(self.blocks) == list(range(len(sizes))) and full and all(sizes)
+    def written(self) -> int:
+        """Return up to which row there are blocks, whatever is missing before."""
+        return max((block * layout.PRIORITY_BLOCK + len(held) for block, (_, held) in self.blocks.items()), default=0)
 
 
 def sampled_segments(txn: Reading, sampler: str) -> list[int]:
@@ -65,24 +83,24 @@ def sampled_segments(txn: Reading, sampler: str) -> list[int]:
     return sorted(found)
 
 
-def read_priorities(txn: Reading, sampler: str, segment: int) -> Priorities:
-    """Read a sampler's records of a segment, sound or not."""
-    out, key = Priorities(segment), layout.sum_key(sampler, segment)
+def read_priorities(txn: Reading, sampler: str, segment: int, journal: Journal, segment_steps: int) -> Priorities:
+    """Read a sampler's records of a segment, sound or not; the journal follows the same transaction."""
+    out, key = Priorities(segment, segment * segment_steps, journal), layout.sum_key(sampler, segment)
     value = txn.raw("sums", key)
     if value is not None:
         try:
             array = layout.open_array(bytes(value), layout.SUM, name_of("sums", key))
-            if len(array) != 1:
-                raise CorruptStoreError(f"the record has {len(array)} entries")
-            out.entry = array[0]
+            if not len(array):
+                raise CorruptStoreError(f"{name_of('sums', key)}: the record has no entries")
+            out.sums = array
         except CorruptStoreError as err:
             out.bad.append(("sums", key, str(err)))
     for name, raw in txn.raw_items("priorities", key):
         if len(name) != len(key) + 2:
             continue
         try:
-            block = layout.open_array(raw, np.dtype(np.float32), name_of("priorities", name))
-            out.blocks[int.from_bytes(name[-2:], "big")] = block
+            what = name_of("priorities", name)
+            out.blocks[int.from_bytes(name[-2:], "big")] = layout.parse_priorities(layout.open_value(raw, what), what)
         except CorruptStoreError as err:
             out.bad.append(("priorities", name, str(err)))
     return out
@@ -101,30 +119,41 @@ class Rows(NamedTuple):
 
 def contradictions(found: Priorities, alpha: float, rows: Rows) -> list[str]:
     """Say what is wrong with sound records of a segment's priorities, under an exponent."""
-    if found.entry is None:
+    if found.sums is None:
         return ["there are priorities, but no sum of them"]
-    values, count = found.values, int(found.entry["rows"])
-    if not found.complete or len(values) != count:
-        return [f"there are {len(values)} priorities, the sum counts {count}"]
+    count = int(found.sums["rows"].sum(dtype=np.int64))
     if count > rows.complete:
         return [f"there are priorities of {count} rows, the segment has {rows.complete}"]
+    values = found.values(count)
+    if found.written > count or np.isnan(values).any():
+        known = max(found.written, count - int(np.isnan(values).sum()))
+        return [f"there are {known} priorities, or some are not finite; the sum counts {count}"]
     wrong, stop = [], min(count, rows.complete - rows.cut)
     if not np.array_equal(np.flatnonzero(values[:stop] < 0), rows.final[rows.final < stop]):
         wrong.append("the rows without a priority are not the last ones of episodes")
     if not (np.isfinite(values).all() and (values[values < 0] == UNSAMPLED).all()):
         return [*wrong, "a priority is negative or not finite"]
-    total, stored = power_sum(values, alpha), float(found.entry["total"])
-    if not abs(total - stored) <= SUMS_AGREE * max(total, stored):
-        wrong.append(f"the priorities sum to {total}, the index says {stored}")
-    if found.entry["place"] < 0:
-        wrong.append(f"its place in the tree is {int(found.entry['place'])}")
+    wanted = sums_of(values, alpha, found.place)
+    if not np.array_equal(wanted["rows"], found.sums["rows"]):
+        return [*wrong, f"there is not one sum for every {layout.PRIORITY_BLOCK} rows"]
+    for total, stored in zip(wanted["total"].tolist(), found.sums["total"].tolist(), strict=True):
+        if not abs(total - stored) <= SUMS_AGREE * max(total, stored):
+            wrong.append(f"the priorities sum to {total}, the index says {stored}")
+            break
+    if found.place < 0 or (found.sums["place"] != found.place).any():
+        wrong.append(f"its place in the tree is {found.sums['place'].tolist()}")
     return wrong
 
 
-def power_sum(values: NDArray[np.float32], alpha: float) -> float:
-    """Return the sum of priority^alpha; rows without a priority, and priorities of 0, count for nothing."""
-    chosen = values[values > 0].astype(np.float64)
-    return float(np.power(chosen, alpha).sum())
+def sums_of(values: NDArray[np.float32], alpha: float, place: int) -> NDArray[Any]:
+    """Return the SUM records of priorities; rows without one, and priorities of 0, count for nothing."""
+    first = np.arange(0, len(values), layout.PRIORITY_BLOCK)
+    powers = np.zeros(len(values))
+    powers[values > 0] = np.power(values[values > 0].astype(np.float64), alpha)
+    sums = np.zeros(len(first), layout.SUM)
+    sums["place"], sums["rows"] = place, np.minimum(len(values) - first, layout.PRIORITY_BLOCK)
+    sums["total"] = [powers[start : start + layout.PRIORITY_BLOCK].sum() for start in first.tolist()]
+    return sums
 
 
 def alpha_of(state: dict[str, Any]) -> float | None:
@@ -133,47 +162,75 @@ def alpha_of(state: dict[str, Any]) -> float | None:
     return float(alpha) if isinstance(alpha, (int, float)) and 0 <= alpha < np.inf else None
 
 
-def check_sampler(index: Index, name: str, state: dict[str, Any], rows_of: RowsOf) -> Iterator[Problem]:
+def check_sampler(
+    index: Index, name: str, state: dict[str, Any], rows_of: RowsOf, segment_steps: int
+) -> Iterator[Problem]:
     """Examine what a sampler committed, a portion of the segments at a time.
 
     Args:
         index: The index.
         name: The sampler's.
-        state: Its state.
+        state: Its state, when the catalogue was read.
         rows_of: Returns the rows of a segment, or None if it is not live.
+        segment_steps: Rows of a segment.
     """
-    alpha, places = alpha_of(state), dict[int, int]()
+    places, journal = dict[int, int](), Journal(name)
     with index.read() as txn:
         segments = sampled_segments(txn, name)
+        journal.follow(txn)
+        yield from check_journal(journal, _state(txn, name, state))
     for start in range(0, len(segments), PORTION):
         with index.read() as txn:
+            journal.follow(txn)
+            state = _state(txn, name, state)
             for segment in segments[start : start + PORTION]:
                 where = f"sampler {name!r}, segment {segment}"
-                found = read_priorities(txn, name, segment)
+                found = read_priorities(txn, name, segment, journal, segment_steps)
                 yield from (Problem(RECORD, name_of(database, key), what) for database, key, what in found.bad)
-                if found.bad or (found.entry is None and not found.blocks):
+                if found.bad or (found.sums is None and not found.blocks):
                     continue  # damaged, or evicted meanwhile
                 try:
                     known = rows_of(txn, segment)
                 except CorruptStoreError:
                     continue  # reported where segments and tails are examined
-                if known is None:
-                    yield Problem(INCONSISTENT, where, "there are priorities of a segment that is not live")
-                    continue
-                if alpha is None:
-                    yield Problem(INCONSISTENT, where, "there are priorities, but the sampler has no alpha")
-                    continue
-                for what in contradictions(found, alpha, known):
-                    yield Problem(INCONSISTENT, where, what)
-                if found.entry is not None:
-                    other = places.setdefault(int(found.entry["place"]), segment)
+                yield from (Problem(INCONSISTENT, where, what) for what in _wrong(found, state, known))
+                if found.sums is not None and known is not None:
+                    other = places.setdefault(found.place, segment)
                     if other != segment:
                         yield Problem(INCONSISTENT, where, f"segment {other} has the same place in the tree")
 
 
+def _state(txn: Reading, name: str, before: dict[str, Any]) -> dict[str, Any]:
+    """Return the sampler's state now: it may go on while it is examined."""
+    try:
+        return txn.json("samplers", name.encode()) or before
+    except CorruptStoreError:
+        return before  # reported with the catalogue
+
+
+def _wrong(found: Priorities, state: dict[str, Any], known: Rows | None) -> list[str]:
+    alpha = alpha_of(state)
+    if known is None:
+        return ["there are priorities of a segment that is not live"]
+    if alpha is None:
+        return ["there are priorities, but the sampler has no alpha"]
+    later = ["its priorities are of a later time than the sampler's state"] if found.beyond(state) else []
+    return [*later, *contradictions(found, alpha, known)]
+
+
+def check_journal(journal: Journal, state: dict[str, Any]) -> Iterator[Problem]:
+    """Examine a sampler's journal by itself."""
+    yield from (Problem(RECORD, name_of("updates", key), what) for key, what in journal.bad)
+    last = max((update.number for update in journal.updates), default=-1)
+    known = state.get("next_update", 0)
+    if not isinstance(known, int) or last >= known:
+        where = f"sampler {journal.prefix[:-1].decode(errors='backslashreplace')!r}"
+        yield Problem(INCONSISTENT, where, f"its journal has record {last}, the next is said to be {known}")
+
+
 def strays(txn: Reading, samplers: set[str]) -> Iterator[tuple[str, bytes]]:
     """Yield (database, key) of what belongs to no sampler that has a state."""
-    for database, size in (("sums", 9), ("priorities", 11)):
+    for database, size in (("sums", 9), ("priorities", 11), ("updates", 9)):
         known = {name.encode() for name in samplers}
         try:
             for key in txn.keys(database):

@@ -189,7 +189,7 @@ class _Verification:
         self._tails()
         self._totals()
         for name, state in self.catalogue.samplers.items():
-            self.problems += check_sampler(self.index, name, state, self._rows_of)
+            self.problems += check_sampler(self.index, name, state, self._rows_of, self.segment_steps)
         self._strays()
         self.problems += find_leftovers(self.root, self.fields, self.segment_steps, self.index)
         return self.problems
