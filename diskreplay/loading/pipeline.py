@@ -179,6 +179,7 @@ class Pipeline:
         try:
             while True:
                 started = time.perf_counter()
+                sampler.store.check_open()
                 self._request()
                 _, future = self._waiting[0]
                 draw, batch = future.result().result()

@@ -111,7 +111,7 @@ class Reading:
             CorruptStoreError: If the checksum does not match.
         """
         value = self.raw(database, key)
-        return None if value is None else layout.open_value(value, f"{database} {key!r}")
+        return None if value is None else layout.open_record(database, key, value)
 
     def json(self, database: str, key: bytes) -> dict[str, Any] | None:
         """Return a JSON record, or None."""
@@ -120,8 +120,8 @@ class Reading:
 
     def array(self, database: str, key: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
         """Return a record as an array, or None."""
-        value = self.raw(database, key)
-        return None if value is None else layout.open_array(value, dtype, f"{database} {key!r}")
+        payload = self.get(database, key)
+        return None if payload is None else layout.records(payload, dtype, f"{database} {key!r}")
 
     def streams(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (number, JSON record) of every stream."""
@@ -143,7 +143,7 @@ class Reading:
             if key < first or (seen and key <= before) or len(key) != expected:
                 raise CorruptStoreError(f"index: table {database}: {key!r} is not in its place")
             before, seen = key, seen + 1
-            yield key, layout.open_value(value, f"{database} {key!r}")
+            yield key, layout.open_record(database, key, value)
         if not first and seen != self.count(database):
             raise CorruptStoreError(f"index: table {database}: {seen} records, it counts {self.count(database)}")
 
@@ -165,9 +165,9 @@ class Reading:
                 key_met(name)
                 value_met(bytes(value) if len(value) <= most else copied(value))
                 before = name
-        size = layout.KEY_BYTES.get(database)
+        size, owner = layout.KEY_BYTES.get(database), layout.record_owner(database, b"")
         sound = (
-            set(map(google_crc32c.value, values)) <= {SEALED}
+            {google_crc32c.value(owner + key + value) for key, value in zip(keys, values, strict=True)} <= {SEALED}
             and min(map(len, values), default=4) >= 4
             and len(keys) == self.count(database)
             and (size is None or set(map(len, keys)) <= {size})
@@ -235,7 +235,7 @@ class Writing(Reading):
 
     def put(self, database: str, key: bytes, payload: bytes) -> None:
         """Write a record, with its checksum."""
-        self.txn.put(key, layout.seal_value(payload), db=self.databases[database])
+        self.txn.put(key, layout.seal_record(database, key, payload), db=self.databases[database])
         self.transaction.changed = True
 
     def put_json(self, database: str, key: bytes, data: dict[str, Any]) -> None:

@@ -28,7 +28,8 @@ Row t of the arrays is step id t. Segment s owns rows [s*S, (s+1)*S); a short se
 its rows, so that the rest reads as the fill value: episode = -1. A reader without the index finds every sealed row by
 episode >= 0.
 
-LMDB databases (integers in keys are big-endian; every value ends in the crc32c of what precedes it, u32 LE):
+LMDB databases (integers in keys are big-endian; every value ends in the crc32c, u32 LE, of the database's name, 0, its
+key, and what precedes it in the value):
     meta        b"counters"  COUNTERS            b"fields"  JSON {field: {codec, chunk_steps}}
                 b"metadata"  JSON, the user's     b"description"  JSON, a copy of the group's attributes
     streams     stream u32            JSON: name, last sealed segment, segments in the tail, counts, pinned; ids of
@@ -190,30 +191,48 @@ def sum_key(sampler: str, segment: int) -> bytes:
     return sampler.encode() + b"\0" + struct.pack(">Q", segment)
 
 
-def seal_value(payload: bytes) -> bytes:
-    """Append the checksum that every LMDB value carries; LMDB itself has none."""
-    return payload + struct.pack("<I", google_crc32c.value(payload))
+def seal_value(payload: bytes, owner: bytes = b"") -> bytes:
+    """Append the crc32c of a payload, and of what it belongs to."""
+    return payload + _check(payload, owner)
 
 
-def open_value(value: bytes, what: str) -> bytes:
-    """Return a value without its checksum.
+def _check(payload: bytes, owner: bytes) -> bytes:
+    return struct.pack("<I", google_crc32c.extend(google_crc32c.value(owner), payload))
+
+
+def open_value(value: bytes, what: str, owner: bytes = b"") -> bytes:
+    """Return a payload without its checksum.
 
     Raises:
         CorruptStoreError: If the checksum does not match; `what` names the record.
     """
     payload = value[:-4]
-    if len(value) < 4 or struct.pack("<I", google_crc32c.value(payload)) != value[-4:]:
+    if len(value) < 4 or _check(payload, owner) != value[-4:]:
         raise CorruptStoreError(f"index: the record of {what} is damaged (checksum)")
     return payload
 
 
-def open_array(value: bytes, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
-    """Return a value's records as a numpy array.
+def record_owner(database: str, key: bytes) -> bytes:
+    """Return what the checksum of an LMDB value covers besides the value.
+
+    LMDB itself has no checksums, and keeps large values on pages of their own, without their keys: where two such
+    pages are exchanged, each value would be sound, and another's.
+    """
+    return database.encode() + b"\0" + key
+
+
+def seal_record(database: str, key: bytes, payload: bytes) -> bytes:
+    """Append the checksum that every LMDB value carries."""
+    return seal_value(payload, record_owner(database, key))
+
+
+def open_record(database: str, key: bytes, value: bytes, what: str = "") -> bytes:
+    """Return an LMDB value without its checksum.
 
     Raises:
-        CorruptStoreError: If the checksum or the length does not match.
+        CorruptStoreError: If the checksum does not match; `what` names the record.
     """
-    return records(open_value(value, what), dtype, what)
+    return open_value(value, what or f"{database} {key!r}", record_owner(database, key))
 
 
 def priorities_payload(folded: int, values: NDArray[np.float32]) -> bytes:

@@ -97,6 +97,11 @@ def raw(path):
         index.close()
 
 
+def put(txn, databases, database, key, payload):
+    """Write a record with the right checksum."""
+    txn.put(key, layout.seal_record(database, key, payload), db=databases[database])
+
+
 def spoil(path, database, key):
     """Flip a byte of a record."""
     with raw(path) as (txn, databases):

@@ -6,7 +6,8 @@ import numpy as np
 
 from diskreplay import ArraySpec, ReplayStore, StepSpec
 from diskreplay.storage import layout
-from diskreplay.storage.fields import choose_coding, fields_of
+from diskreplay.storage.coding import choose_coding
+from diskreplay.storage.fields import fields_of
 from diskreplay.storage.index import Index
 
 SPEC = StepSpec(ArraySpec("observation", (3,), "float32"), ArraySpec("action", (), "int64", "discrete", n=3))
@@ -83,7 +84,10 @@ def put_sampler(txn, name, alpha, segments, segment_steps, priorities):
 def put_many(txn, database, keys, payloads):
     """Write records whose keys ascend, and follow all that are there."""
     cursor = txn.txn.cursor(db=txn.databases[database])
-    cursor.putmulti(list(zip(keys, map(layout.seal_value, payloads), strict=True)), append=True)
+    cursor.putmulti(
+        [(key, layout.seal_record(database, key, value)) for key, value in zip(keys, payloads, strict=True)],
+        append=True,
+    )
     txn.transaction.changed = True
 
 

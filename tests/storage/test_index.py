@@ -50,6 +50,26 @@ def test_records_out_of_order_are_noticed(path, monkeypatch):
         ReplayStore.open(path)
 
 
+@pytest.mark.parametrize("others", [("priorities", "priorities"), ("files", "episodes")])
+def test_exchanged_values_are_not_taken_for_each_other(path, others):
+    """Large values lie on pages of their own, without their keys; a sound value under another key is damage."""
+    index = Index(path / layout.INDEX)
+    with index.write() as txn:
+        one, two = others
+        first = next(iter(txn.raw_items(one)))
+        second = next(item for item in txn.raw_items(two) if (two, item[0]) != (one, first[0]) and item[1] != first[1])
+        for database, (key, _), (_, value) in ((one, first, second), (two, second, first)):
+            txn.txn.put(key, value, db=txn.databases[database])
+        txn.transaction.changed = True
+    with index.read() as txn:
+        for database in others:
+            with pytest.raises(CorruptStoreError, match="checksum"):
+                list(txn.items(database))
+            with pytest.raises(CorruptStoreError, match="checksum"):
+                txn.whole(database)
+    index.close()
+
+
 def test_a_sampler_whose_state_is_lost_does_not_begin_afresh(path):
     """Its priorities would be forgotten in silence."""
     index = Index(path / layout.INDEX)

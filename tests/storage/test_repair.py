@@ -14,7 +14,7 @@ from diskreplay.storage import layout
 from diskreplay.storage.durable import Disk
 from diskreplay.storage.upkeep.repair import apply, plan_repair, repair_store
 from tests.conftest import fill
-from tests.storage.damage import STEPS, build, check, flip, priorities, raw, rows, shard, spoil, verify
+from tests.storage.damage import STEPS, build, check, flip, priorities, put, raw, rows, shard, spoil, verify
 
 FIELDS = ["observation", "action", "reward", "terminated", "truncated", "is_last", "episode"]
 NAME = b"prioritized"
@@ -275,7 +275,7 @@ def test_the_order_of_seals_is_made_anew(path, before):
     spoil(path, "seals", layout.segment_key(3))
     with raw(path) as (txn, databases):
         txn.delete(layout.segment_key(5), db=databases["seals"])
-        txn.put(layout.segment_key(40), layout.seal_value(layout.segment_key(0)), db=databases["seals"])
+        put(txn, databases, "seals", layout.segment_key(40), layout.segment_key(0))
     assert len(verify(path)) >= 3
     _, left = after_repair(path)
     assert left == before
@@ -379,7 +379,7 @@ def test_leftovers_are_set_aside(path, before):
 
 def test_garbage_that_is_live_is_not_removed(path, before):
     with raw(path) as (txn, databases):
-        txn.put(layout.segment_key(4), layout.seal_value(b""), db=databases["garbage"])
+        put(txn, databases, "garbage", layout.segment_key(4), b"")
     assert [kind for kind, _, _ in verify(path)] == ["inconsistent"]
     _, left = after_repair(path)
     assert left == before

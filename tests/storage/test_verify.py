@@ -14,7 +14,7 @@ from diskreplay.errors import StoreNotFoundError
 from diskreplay.storage import layout
 from diskreplay.storage.upkeep.verify import verify_path
 from tests.conftest import fill
-from tests.storage.damage import STEPS, build, flip, raw, shard, spoil, verify
+from tests.storage.damage import STEPS, build, flip, put, raw, shard, spoil, verify
 
 INCONSISTENT = "inconsistent"
 
@@ -44,7 +44,7 @@ def forge(path, database, key, change):
     """Change a record and give it the right checksum."""
     with raw(path) as (txn, databases):
         payload = txn.get(key, db=databases[database])[:-4]
-        txn.put(key, layout.seal_value(change(bytes(payload))), db=databases[database])
+        put(txn, databases, database, key, change(bytes(payload)))
 
 
 def record(dtype, **fields):
@@ -138,9 +138,9 @@ def test_a_damaged_record_is_named(path, database, key):
 def test_records_that_belong_to_nothing(path):
     with raw(path) as (txn, databases):
         for database in ("files", "checks", "episodes"):
-            txn.put(layout.segment_key(50), layout.seal_value(b""), db=databases[database])
-        txn.put(layout.sum_key("nobody", 1), layout.seal_value(b""), db=databases["sums"])
-        txn.put(layout.priority_key("prioritized", 50, 0), layout.seal_value(bytes(8)), db=databases["priorities"])
+            put(txn, databases, database, layout.segment_key(50), b"")
+        put(txn, databases, "sums", layout.sum_key("nobody", 1), b"")
+        put(txn, databases, "priorities", layout.priority_key("prioritized", 50, 0), bytes(8))
     found = verify_path(path).problems
     assert {problem.kind for problem in found} == {INCONSISTENT}
     assert len(found) >= 5
@@ -206,7 +206,7 @@ def test_shards_that_are_explained_are_no_leftovers(path):
         (path / "steps" / "reward" / f"c.{segment}").write_bytes(b"x")
     (path / "steps" / "reward" / "c.9.partial").write_bytes(b"x")
     with raw(path) as (txn, databases):
-        txn.put(layout.segment_key(70), layout.seal_value(b""), db=databases["garbage"])
+        put(txn, databases, "garbage", layout.segment_key(70), b"")
     forge(path, "streams", layout.stream_key(0), document(taken=[71]))
     forge(path, "meta", b"counters", record(layout.COUNTERS, next_segment=80))
     shutil.copytree(path / "steps", path / layout.LOST / "old")

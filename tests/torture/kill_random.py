@@ -169,6 +169,9 @@ def learn_life(files: Files, rng: random.Random) -> None:
     """Draw, change priorities and commit for ever."""
     store = ReplayStore.open(files.store, mode="a")
     intend, acknowledge = files.note("rounds"), files.note("learner")
+    acknowledge(
+        store.metadata.get("round", 0)
+    )  # the last may have been committed, and its learner killed before it said so
     sampler = PrioritizedSampler(store, eps=0.0)
     while True:
         store.refresh()

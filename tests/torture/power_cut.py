@@ -292,10 +292,11 @@ def _fill(where: Path, seed: int) -> list[str]:
     (ballast / "room").write_bytes(bytes(BALLAST_BYTES))
     (where / "crumbs").write_bytes(bytes(int(rng.integers(1, 1 << 16))))  # another call is to meet the end each time
     width = int(rng.choice([64, 1024, 8192]))
-    # A commit, and a segment, of 1 MiB at most: what is made room for has to hold some.
-    most = MOST_COMMIT_BYTES // width
+    # A commit, and a segment, of 1 MiB and few files at most: what is made room for has to hold some.
+    segment_steps = min(MOST_COMMIT_BYTES // width, int(rng.choice([16, 128, 1024])))
+    most = max(STEPS + 1, min(MOST_COMMIT_BYTES // width, 16 * segment_steps))
     spec = StepSpec(ArraySpec("observation", (width,), "uint8"), ArraySpec("action", (), "int64", "discrete", n=5))
-    store = ReplayStore.create(where / "full.replay", spec, segment_steps=min(most, int(rng.choice([16, 128, 1024]))))
+    store = ReplayStore.create(where / "full.replay", spec, segment_steps=segment_steps)
     writer, written = store.writer("a"), []
 
     def go_on(commits: int) -> tuple[int, BaseException | None]:

@@ -129,7 +129,7 @@ class Draft:
         value = self.txn.raw(database, key)
         if payload is None and value is None:
             return False
-        if payload is not None and value is not None and bytes(value) == layout.seal_value(payload):
+        if payload is not None and value is not None and bytes(value) == layout.seal_record(database, key, payload):
             return False
         self.out.changes[database, key] = payload
         return True

@@ -113,7 +113,7 @@ def _places(draft: Draft, name: str) -> Iterator[int]:
     for key, value in draft.txn.raw_items("sums", name.encode() + b"\0"):
         sums = value[:-4]
         whole = len(sums) > 0 and len(sums) % layout.SUM.itemsize == 0
-        if whole and _is_sound(value) and draft.rows_of(int.from_bytes(key[-8:])):
+        if whole and _is_sound("sums", key, value) and draft.rows_of(int.from_bytes(key[-8:])):
             yield int(np.frombuffer(sums, layout.SUM)[0]["place"])
 
 
@@ -152,9 +152,9 @@ def _first(found: Priorities, otherwise: str) -> str:
     return found.bad[0][2] if found.bad else otherwise
 
 
-def _is_sound(value: bytes) -> bool:
+def _is_sound(database: str, key: bytes, value: bytes) -> bool:
     try:
-        layout.open_value(bytes(value), "")
+        layout.open_record(database, key, bytes(value))
     except CorruptStoreError:
         return False
     return True

@@ -112,7 +112,7 @@ def _read_tail(draft: Draft, stream: int, segment: int, before: Run | None, *, n
     tail, good, why = Tail(segment, draft.fields, draft.segment_steps), list[tuple[bytes, bytes]](), ""
     for key, value in draft.txn.raw_items("tails", layout.tail_key(stream, segment)):
         try:
-            payload = layout.open_value(value, name_of("tails", key))
+            payload = layout.open_record("tails", key, value, name_of("tails", key))
             tail.apply(payload, name_of("tails", key))
         except CorruptStoreError as err:
             tail, why = Tail(segment, draft.fields, draft.segment_steps), str(err).removeprefix("index: ")

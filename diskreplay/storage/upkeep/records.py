@@ -109,7 +109,7 @@ def read_catalogue(txn: Reading, fields: Sequence[Field], segment_steps: int) ->
             segment = int.from_bytes(key, "big")
             why = impossible(payload, segment, segment_steps)
             if why:
-                _note(out, database, key, why, layout.seal_value(payload))
+                _note(out, database, key, why, layout.seal_record(database, key, payload))
             else:
                 found[segment] = np.frombuffer(payload, layout.SEGMENT)[0]
     for key, payload in _sound(txn, out, "seals"):
@@ -118,7 +118,7 @@ def read_catalogue(txn: Reading, fields: Sequence[Field], segment_steps: int) ->
         try:
             out.samplers[_text(key)] = layout.parse_json(payload, f"samplers {key!r}")
         except CorruptStoreError as err:
-            _note(out, "samplers", key, str(err), layout.seal_value(payload))
+            _note(out, "samplers", key, str(err), layout.seal_record("samplers", key, payload))
     for database in ("segments", "quarantine", "garbage", *BY_SEGMENT):
         out.keys[database] = {int.from_bytes(key, "big") for key in _keys(txn, out, database)}
     for key in _keys(txn, out, "tails"):
@@ -220,7 +220,7 @@ def _read_streams(txn: Reading, out: Catalogue) -> None:
             data = layout.parse_json(payload, f"streams {key!r}")
             stream.update(data)
         except CorruptStoreError as err:
-            _note(out, "streams", key, str(err), layout.seal_value(payload))
+            _note(out, "streams", key, str(err), layout.seal_record("streams", key, payload))
             continue
         out.streams[stream.number] = data
 
@@ -239,7 +239,7 @@ def _read_meta(txn: Reading, out: Catalogue, fields: Sequence[Field], segment_st
             try:
                 parsed[key] = layout.parse_json(found[key], f"meta {key!r}")
             except CorruptStoreError as err:
-                _note(out, "meta", key, str(err), layout.seal_value(found[key]))
+                _note(out, "meta", key, str(err), layout.seal_record("meta", key, found[key]))
                 lost.add(key)
     out.metadata, out.description = parsed.get(b"metadata", {}), parsed.get(b"description")
     out.codings_lost = b"fields" in lost
@@ -252,7 +252,7 @@ def _read_meta(txn: Reading, out: Catalogue, fields: Sequence[Field], segment_st
         out.codings = {item.name: Coding.from_json(item.name, codings[item.name], segment_steps) for item in fields}
     except (CorruptStoreError, AttributeError) as err:
         out.codings_lost = True
-        _note(out, "meta", b"fields", str(err), layout.seal_value(found[b"fields"]))
+        _note(out, "meta", b"fields", str(err), layout.seal_record("meta", b"fields", found[b"fields"]))
 
 
 def _sound(txn: Reading, out: Catalogue, database: str) -> Iterator[tuple[bytes, bytes]]:
@@ -260,7 +260,7 @@ def _sound(txn: Reading, out: Catalogue, database: str) -> Iterator[tuple[bytes,
     try:
         for key, value in txn.raw_items(database):
             try:
-                payload = layout.open_value(value, f"{database} {key!r}")
+                payload = layout.open_record(database, key, value)
             except CorruptStoreError as err:
                 _note(out, database, key, str(err), value)
             else:

@@ -89,7 +89,8 @@ def read_priorities(txn: Reading, sampler: str, segment: int, journal: Journal, 
     value = txn.raw("sums", key)
     if value is not None:
         try:
-            array = layout.open_array(bytes(value), layout.SUM, name_of("sums", key))
+            what = name_of("sums", key)
+            array = layout.records(layout.open_record("sums", key, bytes(value), what), layout.SUM, what)
             if not len(array):
                 raise CorruptStoreError(f"{name_of('sums', key)}: the record has no entries")
             out.sums = array
@@ -100,7 +101,8 @@ def read_priorities(txn: Reading, sampler: str, segment: int, journal: Journal, 
             continue
         try:
             what = name_of("priorities", name)
-            out.blocks[int.from_bytes(name[-2:], "big")] = layout.parse_priorities(layout.open_value(raw, what), what)
+            payload = layout.open_record("priorities", name, raw, what)
+            out.blocks[int.from_bytes(name[-2:], "big")] = layout.parse_priorities(payload, what)
         except CorruptStoreError as err:
             out.bad.append(("priorities", name, str(err)))
     return out
