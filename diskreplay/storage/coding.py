@@ -1,8 +1,9 @@
 """Choose how each field is cut and compressed, by writing and reading some of its rows in every way in question.
 
 What is timed is the store's own read path (pread, checksum, decoding, copy) on random windows of a shard in memory.
-The fastest way wins among those that take at most `MOST_BYTES` times the room of the smallest; of ways about as fast
-the smallest wins. Rows that hardly compress, or are a few bytes, stay raw.
+The fastest way wins among those that take at most `MOST_BYTES` times the room of the smallest, or so little of the
+raw rows' (`SMALL_ENOUGH`) that speed matters more; of ways about as fast the smallest wins. Rows that hardly
+compress, or are a few bytes, stay raw.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ COLD_CHUNK_BYTES = 8192
 SMALL_ROW_BYTES = 64
 MIN_RATIO = 1.5
 MOST_BYTES = 2.0
+SMALL_ENOUGH = 1 / 40
 AS_FAST = 1.1
 CANDIDATES = 5
 SAMPLE_BYTES = 4 << 20
@@ -76,7 +78,8 @@ def choose_coding(
     smallest = min(trial.row_bytes for trial in trials)
     if compression == "auto" and field.row_bytes < MIN_RATIO * smallest:
         return raw
-    small = [trial for trial in trials if trial.row_bytes <= MOST_BYTES * smallest]
+    enough = max(MOST_BYTES * smallest, SMALL_ENOUGH * field.row_bytes)
+    small = [trial for trial in trials if trial.row_bytes <= enough]
     fastest = min(trial.seconds for trial in small)
     return min((t for t in small if t.seconds <= AS_FAST * fastest), key=lambda t: t.row_bytes).coding
 
