@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diskreplay.errors import NotEnoughStepsError
+from diskreplay.errors import NotEnoughStepsError, StepEvictedError
 from diskreplay.priority import LinearSchedule, importance_weights
 from diskreplay.sampling.sampler import Draw, Sampler
 from diskreplay.sampling.segment_priorities import SegmentPriorities
@@ -129,13 +129,14 @@ class PrioritizedSampler(Sampler):
         """Return the priorities of live transitions, (B,).
 
         Raises:
-            ValueError: If a step id is not that of a live transition.
+            StepEvictedError: If a step was evicted.
+            ValueError: If a step id was never that of a transition.
         """
         ids = _array(step_ids).astype(np.int64)
         with self.store.lock:
             leaves, live = self._current(lambda: self._leaves_of(ids))
             if not live.all():
-                raise ValueError(f"step id {int(ids[~live][0])} was evicted")
+                raise StepEvictedError(f"{self.store.path}: step id {int(ids[~live][0])} was evicted")
             return self._priorities.get(leaves)
 
     @property
