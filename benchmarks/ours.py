@@ -51,14 +51,31 @@ class Loader:
                 path.read_bytes()
         self.store = ReplayStore.open(self.path)
         self.sampler = PrioritizedSampler(self.store, seed=0)
-        loader = ReplayLoader(self.sampler, batch_size=self.batch_size, prefetch=self.prefetch, **self.window)
-        self.batches: Iterator[Any] = iter(loader)
         self.errors = np.random.default_rng(0).random(self.batch_size)
-        for _ in range(self.warm_batches):
-            self.deliver()
+        rates = {threads: self.try_threads(threads) for threads in ((0, 1, None) if self.warm else ())}
+        threads = max(rates, key=rates.__getitem__, default=None)
+        loader = self.start(threads)
         steps = len(self.store)
         size = bytes_under(self.path)
-        return {"steps": steps, "bytes": size, "bytes_per_step": round(size / steps, 1)}
+        about = {"steps": steps, "bytes": size, "bytes_per_step": round(size / steps, 1)}
+        return {**about, "threads": loader.threads}
+
+    def start(self, threads: int | None) -> ReplayLoader:
+        """Begin with so many threads, and deliver some batches."""
+        loader = ReplayLoader(
+            self.sampler, batch_size=self.batch_size, prefetch=self.prefetch, threads=threads, **self.window
+        )
+        self.batches: Iterator[Any] = iter(loader)
+        for _ in range(self.warm_batches):
+            self.deliver()
+        return loader
+
+    def try_threads(self, threads: int | None) -> float:
+        """Return batches a second, as TorchRL's contestant tries how far it is to prefetch."""
+        self.start(threads)
+        calls, took = repeat(self.deliver, self.seconds / 4)
+        self.batches.close()  # type: ignore[attr-defined]
+        return calls / took
 
     def deliver(self) -> None:
         """Take a batch, give its priorities back."""

@@ -118,7 +118,7 @@ def _table(case: dict[str, Any], measures: Sequence[str]) -> list[str]:
 
 def _remarks(entry: dict[str, Any]) -> str:
     details = entry.get("details", {})
-    known = [f"prefetch {details['prefetch']}"] if "prefetch" in details else []
+    known = [f"{name} {details[name]}" for name in ("prefetch", "threads") if name in details]
     peaks = [sample["peak_bytes"] for sample in entry["samples"]]
     return ", ".join([*known, *([f"peak {max(peaks) / 1e6:,.0f} MB"] if peaks else [])])
 

@@ -40,7 +40,9 @@ class ReplayLoader(DataLoader[Any]):
         batch_size: B.
         n_step, gamma, frame_stack, padding: The window, as for `ReplayStore.read`.
         prefetch: Batches drawn and read ahead; at least 1.
-        threads: Threads that read; None: as many as there are cores, 4 at most. Ignored with worker processes.
+        threads: Threads that read; None: as many as there are cores, 4 at most. 0: `next()` reads, which is faster for
+            batches so small that handing them from thread to thread costs more, where the learner does little else.
+            Ignored with worker processes.
         device: Where the tensors go; batches for a CUDA device pass through pinned memory.
         num_workers: Worker processes that read instead of threads. Slower, for batches then cross between
             processes; each gets plain read plans and opens neither the store nor its index.
@@ -67,14 +69,14 @@ class ReplayLoader(DataLoader[Any]):
         **options: Any,
     ) -> None:
         check_window(n_step, gamma, frame_stack, padding)
-        if batch_size < 1 or prefetch < 1 or (threads is not None and threads < 1):
+        if batch_size < 1 or prefetch < 1 or (threads is not None and threads < 0):
             raise ValueError(
-                f"batch_size, prefetch and threads must be at least 1, got {batch_size}, {prefetch}, {threads}",
+                f"batch_size and prefetch must be at least 1, threads 0, got {batch_size}, {prefetch}, {threads}",
             )
         self.replay_sampler = sampler
         self.device = torch.device(device)
         self.prefetch = prefetch
-        self.threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
+        self.threads = min(MOST_THREADS, len(os.sched_getaffinity(0))) if threads is None else threads
         self._waited = [0.0]
         self.window: dict[str, Any] = {
             "n_step": n_step,

@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diskreplay.sampling.sampler import Request
     from diskreplay.storage.reading import Fetched, WindowPlan
 
+OnItsWay: TypeAlias = "tuple[Draw, WindowPlan] | Future[Future[tuple[Draw, Batch]]]"  # planned, or with the threads
 REDRAWS = 200  # by others who fill the store within a second, say
 
 
@@ -157,7 +158,7 @@ class Pipeline:
         planner: Plans the draws.
         batch_size: B.
         depth: Batches on their way.
-        threads: Threads that fetch.
+        threads: Threads that fetch; 0: the caller does everything, planning ahead all the same.
         device: Where the tensors go.
     """
 
@@ -168,9 +169,10 @@ class Pipeline:
         self._device = device
         self._pid = os.getpid()
         self._buffers = Buffers(depth + threads + 2)
+        self._inline = threads == 0
         self._planning = ThreadPoolExecutor(1, thread_name_prefix="diskreplay-plan")
-        self._reading = ThreadPoolExecutor(threads, thread_name_prefix="diskreplay-read")
-        self._waiting: deque[tuple[Request, Future[Future[tuple[Draw, Batch]]]]] = deque()
+        self._reading = ThreadPoolExecutor(max(1, threads), thread_name_prefix="diskreplay-read")
+        self._waiting: deque[tuple[Request, OnItsWay]] = deque()
         self._announcing = Announcing()
 
     def batches(self, waited: list[float]) -> Iterator[Batch]:
@@ -181,10 +183,10 @@ class Pipeline:
                 started = time.perf_counter()
                 sampler.store.check_open()
                 self._request()
-                _, future = self._waiting[0]
-                draw, batch = future.result().result()
+                _, coming = self._waiting[0]
+                draw, batch = self._fetch(*coming) if isinstance(coming, tuple) else coming.result().result()
                 self._waiting.popleft()
-                del future  # it holds the batch, whose buffer would count as held
+                del coming  # it holds the batch, whose buffer would count as held
                 sampler.delivered(draw)
                 waited[0] += time.perf_counter() - started
                 yield batch
@@ -205,15 +207,19 @@ class Pipeline:
         sampler = self._planner.sampler
         while len(self._waiting) < self._depth:
             request = sampler.request(partial(self._planner.draw_ahead, self._batch_size))
-            if not sampler.store.steady:
+            if self._inline or not sampler.store.steady:
                 sampler.serve()
-            self._waiting.append((request, self._planning.submit(self._plan, request)))
+            coming = self._planned(request) if self._inline else self._planning.submit(self._plan, request)
+            self._waiting.append((request, coming))
 
     def _plan(self, request: Request) -> Future[tuple[Draw, Batch]]:
+        return self._reading.submit(self._fetch, *self._planned(request))
+
+    def _planned(self, request: Request) -> tuple[Draw, WindowPlan]:
         self._planner.sampler.serve()
         draw, plan = self._planner.plan(request.result())
         self._announcing.announce(plan)
-        return self._reading.submit(self._fetch, draw, plan)
+        return draw, plan
 
     def _fetch(self, draw: Draw, plan: WindowPlan) -> tuple[Draw, Batch]:
         with self._announcing.fetching():

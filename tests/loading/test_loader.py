@@ -83,7 +83,7 @@ def test_worker_processes_serve_the_same_batches(image_store, kind, context):
     there.close()
 
 
-@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("threads", [0, 1, 4])
 @pytest.mark.parametrize("prefetch", [1, 5])
 def test_threads_and_prefetch_do_not_change_uniform_batches(image_store, threads, prefetch):
     """The calling thread draws, in order."""
@@ -196,6 +196,6 @@ def test_workers_serve_one_iterator_at_a_time(image_store):
 def test_options_that_make_no_sense(image_store):
     """Each is named."""
     sampler = UniformSampler(image_store, seed=0)
-    for options in ({"batch_size": 0}, {"prefetch": 0}, {"threads": 0}, {"n_step": 0}, {"padding": "no"}):
+    for options in ({"batch_size": 0}, {"prefetch": 0}, {"threads": -1}, {"n_step": 0}, {"padding": "no"}):
         with pytest.raises(ValueError, match=next(iter(options))):
             ReplayLoader(sampler, **options)
