@@ -207,7 +207,7 @@ class Pipeline:
         sampler = self._planner.sampler
         while len(self._waiting) < self._depth:
             request = sampler.request(partial(self._planner.draw_ahead, self._batch_size))
-            if self._inline or not sampler.store.steady:
+            if not sampler.store.steady:
                 sampler.serve()
             coming = self._planned(request) if self._inline else self._planning.submit(self._plan, request)
             self._waiting.append((request, coming))

@@ -15,6 +15,8 @@ from diskreplay.storage import layout
 from diskreplay.storage.lookup import SegmentLookup
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from diskreplay.storage.commit import SamplerRecord
@@ -145,18 +147,25 @@ class SegmentPriorities:
             CorruptStoreError: If the index holds other priorities than the checkpoint says.
         """
         missing = np.unique(blocks[~self.tree.is_loaded(blocks)])
-        for start in range(0, len(missing), PORTION):
-            portion = missing[start : start + PORTION]
-            wanted = zip(self.segment[portion // self.blocks].tolist(), (portion % self.blocks).tolist(), strict=True)
-            found = self.access.load_priorities(self.name, list(wanted))
-            for block, priorities in zip(portion.tolist(), found, strict=True):
-                self._load(block, priorities, trusted=trusted)
-                self._unloaded -= 1
+        for block, priorities in self._stored(missing):
+            self._load(block, priorities, trusted=trusted)
+            self._unloaded -= 1
             if not self.tree.dense and 2 * self._unloaded < self.tree.blocks:
                 self.tree.dense = True
                 allow_huge_pages(self._priority, allowed=True)
         if len(missing) and not self._unloaded:
             self.access.forget_journal(self.name)
+
+    def _key(self, block: int) -> tuple[int, int]:
+        """Return the segment of a block of the tree, and which of its blocks it is."""
+        return int(self.segment[block // self.blocks]), block % self.blocks
+
+    def _stored(self, blocks: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (block, committed priorities), so many at a time that they take little memory."""
+        for start in range(0, len(blocks), PORTION):
+            portion = blocks[start : start + PORTION].tolist()
+            found = self.access.load_priorities(self.name, [self._key(block) for block in portion])
+            yield from zip(portion, found, strict=True)
 
     def _load(self, block: int, priorities: NDArray[np.float32], *, trusted: bool) -> None:
         place, first = block // self.blocks, block % self.blocks * self.size
@@ -214,18 +223,10 @@ class SegmentPriorities:
     ) -> None:
         here = self.tree.is_loaded(whole)
         for block in whole[here].tolist():
-            key = int(self.segment[block // self.blocks]), block % self.blocks
             values = self._priority[block * self.size : block * self.size + int(rows[block])]
-            record.blocks[key] = layout.priorities_payload(folded, values)
-        away = whole[~here]
-        for start in range(0, len(away), PORTION):
-            portion = away[start : start + PORTION]
-            keys = list(
-                zip(self.segment[portion // self.blocks].tolist(), (portion % self.blocks).tolist(), strict=True)
-            )
-            found = self.access.load_priorities(self.name, keys)
-            for key, values in zip(keys, found, strict=True):
-                record.blocks[key] = layout.priorities_payload(folded, values)
+            record.blocks[self._key(block)] = layout.priorities_payload(folded, values)
+        for block, values in self._stored(whole[~here]):
+            record.blocks[self._key(block)] = layout.priorities_payload(folded, values)
 
     def _collect_sums(self, record: SamplerRecord, places: NDArray[np.int64]) -> None:
         places = np.flatnonzero(np.bincount(places, minlength=len(self.segment)))

@@ -94,12 +94,11 @@ def try_coding(field: Field, coding: Coding, rows: NDArray[Any]) -> Trial:
     first = np.random.default_rng(0).integers(max(1, len(rows) - length), size=(WINDOWS, 1))
     wanted = np.minimum(first + np.arange(length), len(rows) - 1).reshape(-1)
     chunk = wanted // coding.chunk_steps
-    fd = os.memfd_create("diskreplay-trial", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(fd), "wb") as file:
-            file.write(data.data)
+    with os.fdopen(os.memfd_create("diskreplay-trial", os.MFD_CLOEXEC), "wb") as file:
+        file.write(data.data)
+        file.flush()
         pieces = Pieces(
-            Geometry.of(field, coding), (WINDOWS, length), np.full(len(wanted), fd, np.int32),
+            Geometry.of(field, coding), (WINDOWS, length), np.full(len(wanted), file.fileno(), np.int32),
             index[chunk, 0].copy(), index[chunk, 1].copy(), (wanted % coding.chunk_steps).astype(np.int32),
             checks[chunk], np.zeros(len(wanted), np.int64),
         )  # fmt: skip
@@ -108,8 +107,6 @@ def try_coding(field: Field, coding: Coding, rows: NDArray[Any]) -> Trial:
             began = time.thread_time_ns()
             pieces.fetch(out)
             taken.append(time.thread_time_ns() - began)
-    finally:
-        os.close(fd)
     return Trial(coding, len(data) / len(rows), min(taken) / WINDOWS / 1e9)
 
 

@@ -18,7 +18,7 @@ from diskreplay.storage.durable import disk_error
 from diskreplay.storage.environment import SLACK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -252,17 +252,14 @@ class Writing(Reading):
 
     def delete_range(self, database: str, start: bytes, stop: bytes) -> None:
         """Remove every record whose key is at least `start` and below `stop`."""
+        self._delete_from(database, start, lambda key: key < stop)
+
+    def delete_prefix(self, database: str, prefix: bytes, start: bytes = b"") -> None:
+        """Remove every record whose key begins with `prefix`, from `start` on."""
+        self._delete_from(database, start or prefix, lambda key: key.startswith(prefix))
+
+    def _delete_from(self, database: str, start: bytes, inside: Callable[[bytes], bool]) -> None:
         cursor = self.txn.cursor(db=self.databases[database])
-        while cursor.set_range(start) and bytes(cursor.key()) < stop:
+        while cursor.set_range(start) and inside(bytes(cursor.key())):
             cursor.delete()
             self.transaction.changed = True
-
-    def delete_prefix(self, database: str, prefix: bytes, start: bytes = b"") -> int:
-        """Remove every record whose key begins with `prefix`, from `start` on; return how many there were."""
-        cursor = self.txn.cursor(db=self.databases[database])
-        removed = 0
-        while cursor.set_range(start or prefix) and bytes(cursor.key()).startswith(prefix):
-            cursor.delete()
-            removed += 1
-        self.transaction.changed |= removed > 0
-        return removed

@@ -77,6 +77,7 @@ class Residency:
         self.index = index
         self.codings: dict[str, Coding] = {}
         self._open: dict[int, OpenSegment] = {}
+        self._young: dict[int, OpenSegment] = {}  # those not used often enough yet for their rows to be kept
         self._files = 0
         self._tick = 0
         self._budget = 0
@@ -143,13 +144,18 @@ class Residency:
                 self.close()  # so that too many open files do not stand in the way of what comes next
                 raise
         tails, opened = table.tails, self._open
-        keep: list[object] = [tails.get(slot) or opened.get(slot) for slot in wanted.tolist()]
-        for slot, segment in zip(wanted.tolist(), keep, strict=True):
-            if isinstance(segment, OpenSegment):
+        if self._young:
+            self._count_uses(wanted.tolist())
+        return [tails.get(slot) or opened.get(slot) for slot in wanted.tolist()]
+
+    def _count_uses(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            segment = self._young.get(slot)
+            if segment is not None:
                 segment.uses += 1
                 if segment.uses == USES:
+                    del self._young[slot]
                     self._keep_rows(slot, segment)
-        return keep
 
     def _keep_rows(self, slot: int, opened: OpenSegment) -> None:
         """Keep a segment's rows of small fields in memory; what is damaged stays where it is until it is read."""
@@ -172,6 +178,7 @@ class Residency:
     def forget(self, slot: int) -> None:
         """Stop offering a slot's files: its segment was evicted or the store is closing."""
         segment = self._open.pop(slot, None)
+        self._young.pop(slot, None)
         if segment is not None:
             self._files -= len(segment.fds)
         for places in self.table.by_field.values():
@@ -201,7 +208,7 @@ class Residency:
                 dict(zip(self.fields, files["length"].tolist(), strict=True)),
                 dict(zip(self.fields, parts, strict=True)),
             )
-            self._open[slot] = opened
+            self._open[slot] = self._young[slot] = opened
         for name in names:
             if name not in opened.fds:
                 self._open_file(slot, segment, name, opened)

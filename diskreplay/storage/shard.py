@@ -51,9 +51,9 @@ def encode_shard(
         full[: len(rows)] = rows
         rows = full
     values = np.ascontiguousarray(rows, np.dtype(field.dtype).newbyteorder("<")).reshape(written, -1)
-    body, index, checks = (_frame if coding.codec == "none" else _encode)(values, coding)
+    body, lengths, checks = _frame(values) if coding.codec == "none" else _encode(values, coding)
     entries = np.full((chunks, 2), ABSENT, "<u8")
-    entries[:written] = index
+    entries[:written] = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
     all_checks = np.zeros(chunks, "<u4")
     all_checks[:written] = checks
     return np.concatenate([body, np.frombuffer(layout.seal_value(entries.tobytes()), np.uint8)]), all_checks
@@ -87,7 +87,7 @@ def shard_name(segment: int, field: Field) -> str:
     return layout.shard_name(segment, 1 + len(field.shape))
 
 
-def _frame(values: NDArray[Any], _: Coding) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
+def _frame(values: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
     """Put a crc32c behind every chunk of raw rows."""
     count, raw = len(values), values.view(np.uint8)
     framed = np.empty((count, raw.shape[1] + CRC_BYTES), np.uint8)
@@ -97,9 +97,7 @@ def _frame(values: NDArray[Any], _: Coding) -> tuple[NDArray[np.uint8], NDArray[
     else:
         checks[:] = [google_crc32c.value(chunk.tobytes()) for chunk in raw]
         framed[:, :-CRC_BYTES], framed[:, -CRC_BYTES:] = raw, checks.astype("<u4")[:, None].view(np.uint8)
-    length = framed.shape[1]
-    index = np.stack([np.arange(count) * length, np.full(count, length)], axis=1)
-    return framed.reshape(-1), index, checks
+    return framed.reshape(-1), np.full(count, framed.shape[1], np.int64), checks
 
 
 def _encode(values: NDArray[Any], coding: Coding) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
@@ -112,6 +110,4 @@ def _encode(values: NDArray[Any], coding: Coding) -> tuple[NDArray[np.uint8], ND
         parts += [data, struct.pack("<I", check)]
         lengths.append(len(data) + CRC_BYTES)
         checks.append(check)
-    length = np.array(lengths, np.int64)
-    index = np.stack([np.cumsum(length) - length, length], axis=1)
-    return np.frombuffer(b"".join(parts), np.uint8), index, np.array(checks, np.uint32)
+    return np.frombuffer(b"".join(parts), np.uint8), np.array(lengths, np.int64), np.array(checks, np.uint32)
