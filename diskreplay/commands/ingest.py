@@ -95,7 +95,7 @@ def _columns(ctx: click.Context, param: click.Parameter, pairs: tuple[str, ...])
 @click.option(
     "--compression",
     "--codec",
-    type=click.Choice(["auto", "zstd", "lz4", "none"]),
+    type=click.Choice(["auto", "zstd", "lz4", "lz4hc", "none"]),
     help="New store: how large fields are compressed.  [default: auto]",
 )
 @click.option(

@@ -34,6 +34,9 @@ def n_step_return(
     >>> r.tolist(), d.tolist()
     ([1.5], [0.25])
     """
+    if rewards.shape[1] == 1:
+        first = rewards[:, 0] + np.float32(0.0)  # a copy, and never -0.0
+        return first, np.where(terminated, np.float32(0.0), np.float32(gamma))
     powers = np.power(np.float64(gamma), np.arange(rewards.shape[1] + 1))
     total = np.zeros(len(rewards), dtype=np.float64)
     for j in range(rewards.shape[1]):

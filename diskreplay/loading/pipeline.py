@@ -8,27 +8,24 @@ import resource
 import time
 import warnings
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from diskreplay.errors import CorruptionWarning, CorruptStoreError, StepEvictedError
-from diskreplay.experience import Batch
 from diskreplay.loading.tensors import Buffers, to_device, to_tensors
-from diskreplay.sampling import Draw
+from diskreplay.loading.threads import Coming, Readers
 from diskreplay.store.windows import assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from diskreplay.sampling import Sampler
-    from diskreplay.sampling.sampler import Request
+    from diskreplay.experience import Batch
+    from diskreplay.sampling import Draw, Sampler
     from diskreplay.storage.reading import Fetched, WindowPlan
 
-OnItsWay: TypeAlias = "tuple[Draw, WindowPlan] | Future[Future[tuple[Draw, Batch]]]"  # planned, or with the threads
 REDRAWS = 200  # by others who fill the store within a second, say
 
 
@@ -152,13 +149,11 @@ def _blocks_read() -> int:
 class Pipeline:
     """Keep `depth` batches on their way, and hand them out in the order they were drawn.
 
-    One thread plans and announces, so that the kernel reads ahead for all batches on their way; the others fetch.
-
     Args:
         planner: Plans the draws.
         batch_size: B.
         depth: Batches on their way.
-        threads: Threads that fetch; 0: the caller does everything, planning ahead all the same.
+        threads: Threads that plan and read; 0: the caller does everything, planning ahead all the same.
         device: Where the tensors go.
     """
 
@@ -169,10 +164,8 @@ class Pipeline:
         self._device = device
         self._pid = os.getpid()
         self._buffers = Buffers(depth + threads + 2)
-        self._inline = threads == 0
-        self._planning = ThreadPoolExecutor(1, thread_name_prefix="diskreplay-plan")
-        self._reading = ThreadPoolExecutor(max(1, threads), thread_name_prefix="diskreplay-read")
-        self._waiting: deque[tuple[Request, OnItsWay]] = deque()
+        self._readers = Readers(threads, self._plan, self._fetch) if threads else None
+        self._waiting: deque[Coming] = deque()
         self._announcing = Announcing()
 
     def batches(self, waited: list[float]) -> Iterator[Batch]:
@@ -183,47 +176,48 @@ class Pipeline:
                 started = time.perf_counter()
                 sampler.store.check_open()
                 self._request()
-                _, coming = self._waiting[0]
-                draw, batch = self._fetch(*coming) if isinstance(coming, tuple) else coming.result().result()
+                coming = self._waiting[0]
+                if self._readers is None:
+                    coming.pass_through(self._fetch)
+                draw, batch = coming.result()
                 self._waiting.popleft()
-                del coming  # it holds the batch, whose buffer would count as held
                 sampler.delivered(draw)
                 waited[0] += time.perf_counter() - started
                 yield batch
-                del batch
+                del batch  # its buffer would count as held
         finally:
             if self._pid == os.getpid():  # else the threads are the parent's
-                self._planning.shutdown(wait=True, cancel_futures=True)
-                self._reading.shutdown(wait=True, cancel_futures=True)
+                if self._readers is not None:
+                    self._readers.stop()
                 sampler.serve()
-                sampler.recall([request.made for request, _ in self._waiting if request.made is not None])
+                sampler.recall([coming.request.made for coming in self._waiting if coming.request.made is not None])
 
     def _request(self) -> None:
         """Have `depth` batches on their way.
 
-        The planning thread draws them, so that the learner need not wait; but not while steps may come at any time
-        through a writer: then a draw is made at once, so that a seed still fixes it.
+        The threads draw them, so that the learner need not wait; but not while steps may come at any time through a
+        writer: then a draw is made at once, so that a seed still fixes it.
         """
         sampler = self._planner.sampler
         while len(self._waiting) < self._depth:
-            request = sampler.request(partial(self._planner.draw_ahead, self._batch_size))
+            coming = Coming(sampler.request(partial(self._planner.draw_ahead, self._batch_size)))
             if not sampler.store.steady:
                 sampler.serve()
-            coming = self._planned(request) if self._inline else self._planning.submit(self._plan, request)
-            self._waiting.append((request, coming))
+            self._waiting.append(coming)
+            if self._readers is None:
+                coming.pass_through(self._plan)
+            else:
+                self._readers.ask(coming)
 
-    def _plan(self, request: Request) -> Future[tuple[Draw, Batch]]:
-        return self._reading.submit(self._fetch, *self._planned(request))
-
-    def _planned(self, request: Request) -> tuple[Draw, WindowPlan]:
+    def _plan(self, coming: Coming) -> None:
         self._planner.sampler.serve()
-        draw, plan = self._planner.plan(request.result())
-        self._announcing.announce(plan)
-        return draw, plan
+        coming.planned = self._planner.plan(coming.request.result())
+        self._announcing.announce(coming.planned[1])
 
-    def _fetch(self, draw: Draw, plan: WindowPlan) -> tuple[Draw, Batch]:
+    def _fetch(self, coming: Coming) -> None:
+        assert coming.planned is not None  # noqa: S101  by _plan
         with self._announcing.fetching():
-            draw, plan, fetched = self._planner.fetch(draw, plan, self._buffers)
+            draw, plan, fetched = self._planner.fetch(*coming.planned, self._buffers)
         batch = assemble(self._planner.sampler.store.spec, plan, fetched, draw.weight)
         tensors = to_tensors(batch, pin=self._device.type == "cuda")
-        return draw, tensors if self._device.type == "cpu" else to_device(tensors, self._device)
+        coming.finish((draw, tensors if self._device.type == "cpu" else to_device(tensors, self._device)))

@@ -12,7 +12,9 @@ parent is the sum of exactly 16 numbers in index order: the same bits, whatever 
 
 All targets or changed leaves pass one level before any goes to the next, and each asks early for
 the cache lines it needs there, so the waits overlap: at 10^8 leaves `find` takes a third as long.
-The kernels release the GIL; keeping two threads from one tree is their caller's business.
+Kernels of a batch keep the GIL, for a thread that gives it up waits far longer than they take; the
+others, and the twins for large batches (`*_freely`), release it. Keeping two threads from one tree
+is their caller's business.
 """
 
 from __future__ import annotations
@@ -107,7 +109,7 @@ def _power_of_two(number: int) -> int:
     return shift if (1 << shift) == number else -1
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def locate(tree: Tree, targets: F64, blocks: I64, rests: F64) -> int:
     """Fill blocks (n,) and rests (n,) for targets (n,); return the first bad position or OK."""
     _, _, tops, offsets, _, _, _ = tree
@@ -128,7 +130,7 @@ def locate(tree: Tree, targets: F64, blocks: I64, rests: F64) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def descend(tree: Tree, blocks: I64, rests: F64, leaves: I64) -> int:
     """Fill leaves (n,) from blocks (n,), using rests (n,) up; first bad position or OK."""
     nodes, offsets, _, _, loaded, block_count, block_size = tree
@@ -154,7 +156,7 @@ def descend(tree: Tree, blocks: I64, rests: F64, leaves: I64) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def find(tree: Tree, targets: F64, leaves: I64) -> int:
     """Fill leaves (n,) for targets (n,); return the first position that cannot be served or OK."""
     blocks = np.empty(targets.size, np.int64)
@@ -165,7 +167,7 @@ def find(tree: Tree, targets: F64, leaves: I64) -> int:
     return int(bad)
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def gather(tree: Tree, leaves: I64, values: F64) -> int:
     """Fill values (n,) with what leaves (n,) hold; first bad position or OK."""
     nodes, offsets, _, _, loaded, block_count, block_size = tree
@@ -182,7 +184,7 @@ def gather(tree: Tree, leaves: I64, values: F64) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def climb(tree: Tree, changed: I64) -> None:
     """Recompute what lies above the changed roots (n,), which are used up.
 
@@ -202,7 +204,7 @@ def climb(tree: Tree, changed: I64) -> None:
             tops[here + changed[i]] = _sum_children(tops, below + changed[i] * FAN)
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def update(tree: Tree, leaves: I64, values: F64) -> int:
     """Write values (n,) to leaves (n,), the last of equals winning, and recompute what lies above.
 
@@ -316,3 +318,15 @@ def first_invalid(tree: Tree) -> tuple[int, int, int]:
             if tops[top_offsets[level] + parent] != total:
                 return -1, level, parent
     return 0, -1, 0
+
+
+@njit(nogil=True, cache=True)
+def find_freely(tree: Tree, targets: F64, leaves: I64) -> int:
+    """Do as `find`, without the GIL."""
+    return int(find(tree, targets, leaves))
+
+
+@njit(nogil=True, cache=True)
+def update_freely(tree: Tree, leaves: I64, values: F64) -> int:
+    """Do as `update`, without the GIL."""
+    return int(update(tree, leaves, values))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 FAN = kernels.FAN
+BATCH = 4096  # up to so many leaves at a time a kernel keeps the GIL
 GROUP_BYTES = 8 * FAN  # siblings start on such an address: two cache lines, never three
 
 
@@ -123,7 +124,7 @@ class SumTree:
         at, new = _integers(leaves), _floats(values)
         if at.shape != new.shape:
             raise ValueError(f"Expected leaves (n,) and values (n,), not {at.shape}, {new.shape}.")
-        bad = kernels.update(self._tree, at, new)
+        bad = (kernels.update if at.size <= BATCH else kernels.update_freely)(self._tree, at, new)
         if bad != kernels.OK:
             self._check_leaf(at, bad)
             raise _bad_value(new, bad)
@@ -222,7 +223,8 @@ class SumTree:
         """
         wanted = _floats(targets)
         leaves = np.empty(wanted.shape, np.int64)
-        if kernels.find(self._tree, wanted, leaves) != kernels.OK:
+        find = kernels.find if wanted.size <= BATCH else kernels.find_freely
+        if find(self._tree, wanted, leaves) != kernels.OK:
             return self.find_in_blocks(*self.locate_blocks(wanted))  # it raises, and says why
         return leaves
 

@@ -107,17 +107,19 @@ class PrioritizedSampler(Sampler):
             )
         with np.errstate(over="ignore"):
             values = given.astype(np.float32)
-        wrong = ~(values >= 0) | ~np.isfinite(values)
-        if wrong.any():
-            at = int(np.flatnonzero(wrong)[0])
+        sound = (values >= 0) & (values < np.inf)
+        if not sound.all():
+            at = int(np.flatnonzero(~sound)[0])
             raise ValueError(f"priorities must be finite and not negative: step id {int(ids[at])} got {given[at]}")
         self.store.check_open()
         with self.store.lock:
             self.serve()
-            leaves, live = self._current(lambda: self._leaves_of(ids.astype(np.int64)))
-            self.stale += int((~live).sum())
-            if live.any():
-                self._priorities.set(leaves[live], values[live])
+            leaves, live = self._current(lambda: self._leaves_of(ids.astype(np.int64, copy=False)))
+            if not live.all():
+                self.stale += int((~live).sum())
+                leaves, values = leaves[live], values[live]
+            if len(leaves):
+                self._priorities.set(leaves, values)
 
     def forget_priorities(self) -> None:
         """Give every live transition the priority 1, as if none had ever been updated. Cost: O(rows)."""

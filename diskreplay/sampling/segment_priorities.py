@@ -105,13 +105,16 @@ class SegmentPriorities:
         Raises:
             ValueError: If a step id is live but not that of a transition, or was never in the store.
         """
-        segments, rows = step_ids // self.steps, step_ids % self.steps
-        unknown = (step_ids < 0) | (segments > self._newest)
-        places = self._place_of.find(segments).astype(np.int64)
+        places, rows = self._place_of.split(step_ids, self.steps)
         live = places >= 0
-        leaves = places * self.span + rows
-        self.load(leaves[live] // self.size)
-        unknown[live] = (rows[live] >= self._rows[places[live]]) | (self._priority[leaves[live]] < 0)
+        leaves = places * np.int64(self.span) + rows
+        if live.all():
+            self.load(leaves // self.size)
+            unknown = (rows >= self._rows[places]) | (self._priority[leaves] < 0)
+        else:
+            self.load(leaves[live] // self.size)
+            unknown = (step_ids < 0) | (step_ids // self.steps > self._newest)
+            unknown[live] = (rows[live] >= self._rows[places[live]]) | (self._priority[leaves[live]] < 0)
         if unknown.any():
             raise ValueError(f"step id {int(step_ids[np.flatnonzero(unknown)[0]])} is not that of a transition")
         return leaves, live
@@ -146,14 +149,17 @@ class SegmentPriorities:
         Raises:
             CorruptStoreError: If the index holds other priorities than the checkpoint says.
         """
-        missing = np.unique(blocks[~self.tree.is_loaded(blocks)])
+        loaded = self.tree.is_loaded(blocks)
+        if loaded.all():
+            return
+        missing = np.unique(blocks[~loaded])
         for block, priorities in self._stored(missing):
             self._load(block, priorities, trusted=trusted)
             self._unloaded -= 1
             if not self.tree.dense and 2 * self._unloaded < self.tree.blocks:
                 self.tree.dense = True
                 allow_huge_pages(self._priority, allowed=True)
-        if len(missing) and not self._unloaded:
+        if not self._unloaded:
             self.access.forget_journal(self.name)
 
     def _key(self, block: int) -> tuple[int, int]:

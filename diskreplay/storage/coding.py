@@ -2,8 +2,9 @@
 
 What is timed is the store's own read path (pread, checksum, decoding, copy) on random windows of a shard in memory.
 The fastest way wins among those that take at most `MOST_BYTES` times the room of the smallest, or so little of the
-raw rows' (`SMALL_ENOUGH`) that speed matters more; of ways about as fast the smallest wins. Rows that hardly
-compress, or are a few bytes, stay raw.
+raw rows' (`SMALL_ENOUGH`) that speed matters more; of ways about as fast the smallest wins. Compressing counts, too: a
+step is compressed once and read `READS` times, say (a DQN of Atari reads it 8 times, offline training 100). Rows that
+hardly compress, or are a few bytes, stay raw.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ MIN_RATIO = 1.5
 MOST_BYTES = 2.0
 SMALL_ENOUGH = 1 / 40
 AS_FAST = 1.1
+READS = 32
 CANDIDATES = 5
 SAMPLE_BYTES = 4 << 20
 STACKED, SINGLE = 5, 2
@@ -39,7 +41,7 @@ WINDOWS, REPEATS = 64, 5
 
 
 class Trial(NamedTuple):
-    """What a coding costs: bytes a row on disk, and seconds to read a window."""
+    """What a coding costs: bytes a row on disk, and seconds to read a window, writing its share of a step included."""
 
     coding: Coding
     row_bytes: float
@@ -69,7 +71,7 @@ def choose_coding(
     raw = Coding("none", given or _chunk(field.row_bytes, RAW_CHUNK_BYTES, segment_steps))
     if compression == "none" or (compression == "auto" and field.row_bytes <= SMALL_ROW_BYTES):
         return raw  # a few bytes a step: decoding would cost more than the disk it saves
-    codecs: tuple[Any, ...] = ("zstd", "lz4") if compression == "auto" else (compression,)
+    codecs: tuple[Any, ...] = ("zstd", "lz4", "lz4hc") if compression == "auto" else (compression,)
     lengths = [given] if given else _lengths(field.row_bytes, segment_steps)
     if len(codecs) * len(lengths) == 1:
         return Coding(codecs[0], lengths[0])
@@ -87,7 +89,9 @@ def choose_coding(
 def try_coding(field: Field, coding: Coding, rows: NDArray[Any]) -> Trial:
     """Encode rows, (N, *shape), and read random windows of them back; the best of a few rounds counts."""
     steps = -(-len(rows) // coding.chunk_steps) * coding.chunk_steps
-    data, checks = encode_shard(field, coding, rows, steps)
+    began = time.thread_time_ns()
+    data, checks = encode_shard(field, coding, rows, steps, threads=1)
+    writing = (time.thread_time_ns() - began) / len(rows)
     chunks = steps // coding.chunk_steps
     index = parse_shard_index(bytes(data[-shard_index_bytes(chunks) :]), chunks, Path("memory")).astype(np.int64)
     length = STACKED if len(field.shape) > 1 else SINGLE
@@ -107,7 +111,7 @@ def try_coding(field: Field, coding: Coding, rows: NDArray[Any]) -> Trial:
             began = time.thread_time_ns()
             pieces.fetch(out)
             taken.append(time.thread_time_ns() - began)
-    return Trial(coding, len(data) / len(rows), min(taken) / WINDOWS / 1e9)
+    return Trial(coding, len(data) / len(rows), (min(taken) / WINDOWS + writing / READS) / 1e9)
 
 
 def _lengths(row_bytes: int, segment_steps: int) -> list[int]:

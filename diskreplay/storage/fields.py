@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from diskreplay.experience import StepSpec
 
-Compression = Literal["auto", "zstd", "lz4", "none"]
-COMPRESSIONS: tuple[Compression, ...] = ("auto", "zstd", "lz4", "none")
+Codec = Literal["zstd", "lz4", "lz4hc", "none"]
+Compression = Literal["auto", "zstd", "lz4", "lz4hc", "none"]
+COMPRESSIONS: tuple[Compression, ...] = ("auto", "zstd", "lz4", "lz4hc", "none")
+BLOSC_LEVELS = {"lz4": 5, "lz4hc": 3}
 
 SEGMENT_BYTES = 32 << 20
 SEGMENT_STEPS = (256, 65_536)
@@ -51,7 +53,7 @@ class Field:
 class Coding:
     """How a field's segments are cut into chunks and compressed."""
 
-    codec: Literal["zstd", "lz4", "none"]
+    codec: Codec
     chunk_steps: int
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +70,7 @@ class Coding:
         data = data if isinstance(data, dict) else {"not": "an object"}
         codec, steps = data.get("codec"), data.get("chunk_steps")
         if (
-            codec not in ("zstd", "lz4", "none")
+            codec not in COMPRESSIONS[1:]
             or not isinstance(steps, int)
             or not 1 <= steps <= segment_steps
             or segment_steps % steps
@@ -99,6 +101,6 @@ def default_segment_steps(spec: StepSpec, capacity_steps: int | None) -> int:
     return 1 << (max(low, min(high, steps)).bit_length() - 1)
 
 
-def blosc(typesize: int) -> Blosc:
-    """Return the blosc-lz4 coder that the "lz4" coding stands for."""
-    return Blosc(cname="lz4", clevel=5, shuffle=Blosc.NOSHUFFLE, typesize=typesize)
+def blosc(codec: Codec, typesize: int) -> Blosc:
+    """Return the blosc coder that "lz4" or "lz4hc" stands for; lz4 decodes what either writes."""
+    return Blosc(cname=codec, clevel=BLOSC_LEVELS[codec], shuffle=Blosc.NOSHUFFLE, typesize=typesize)

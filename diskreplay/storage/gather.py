@@ -16,7 +16,7 @@ import numpy as np
 from numcodecs import Blosc, Zstd
 
 from diskreplay.errors import CorruptStoreError
-from diskreplay.storage import kernels, layout, native
+from diskreplay.storage import kernels, layout, native, planning_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from diskreplay.storage.fields import Coding, Field
 
-CODECS = {"none": kernels.CODEC_NONE, "zstd": kernels.CODEC_ZSTD, "lz4": kernels.CODEC_LZ4}
+CODECS = {"none": kernels.CODEC_NONE, "zstd": kernels.CODEC_ZSTD, "lz4": kernels.CODEC_LZ4, "lz4hc": kernels.CODEC_LZ4}
 _REASONS = {
     kernels.SHORT: "is cut off",
     kernels.DAMAGED: "is damaged (checksum)",
@@ -142,7 +142,7 @@ class Pieces:
         for i, address in enumerate(self.address[memory].tolist()):
             ctypes.memmove(target + i * geometry.row_bytes, address, geometry.row_bytes)
         address = self.address.copy()
-        address[memory] = kernels.ZERO
+        address[memory] = planning_kernels.ZERO
         return replace(
             self,
             fd=numbers.astype(np.int32),
@@ -180,6 +180,7 @@ def gather_compiled(pieces: Pieces, out: NDArray[np.uint8]) -> int:
     return int(
         kernels.gather(
             pieces.fd, pieces.offset, pieces.length, pieces.inner, pieces.check, pieces.address,
+            pieces.leading[1] if len(pieces.leading) > 1 else 1,
             geometry.row_bytes, geometry.chunk_bytes, geometry.codec,
             out, scratch.raw, scratch.decoded, scratch.context.address,
         ),
@@ -192,7 +193,7 @@ def gather_python(pieces: Pieces, out: NDArray[np.uint8]) -> int:
     held: dict[tuple[int, int], bytes] = {}
     for i in range(len(pieces.fd)):
         target, address = out[i * size : (i + 1) * size], int(pieces.address[i])
-        if address == kernels.ZERO:
+        if address == planning_kernels.ZERO:
             target[:] = 0
             continue
         if address:

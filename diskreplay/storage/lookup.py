@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diskreplay.storage import planning_kernels
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -87,6 +89,17 @@ class SegmentLookup:
             return np.full(len(segments), -1, np.int32)
         place = np.minimum(np.searchsorted(keys, segments), len(keys) - 1)
         return np.where(keys[place] == segments, slots[place], -1).astype(np.int32)
+
+    def split(self, step_ids: NDArray[np.int64], steps: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Return slot, -1 where there is none, and row of each step id in segments of so many steps."""
+        if self._dense is None:
+            return self.find(step_ids // steps), (step_ids % steps).astype(np.int32)
+        slots, rows = np.empty(len(step_ids), np.int32), np.empty(len(step_ids), np.int32)
+        ids = np.ascontiguousarray(step_ids, np.int64)
+        if not ids.flags.writeable:
+            ids = ids.copy()  # else the kernel would be compiled anew
+        planning_kernels.split_step_ids(ids, steps, self._base, self._dense, slots, rows)
+        return slots, rows
 
     def _spread(self) -> None:
         self._sorted = None

@@ -27,6 +27,7 @@ _SYMBOLS = {
     "zstd_create": ("numcodecs.zstd", "ZSTD_createDCtx"),
     "zstd_free": ("numcodecs.zstd", "ZSTD_freeDCtx"),
     "blosc_decompress": ("numcodecs.blosc", "blosc_decompress_ctx"),
+    "lz4_decompress": ("numcodecs.lz4", "LZ4_decompress_safe_partial"),
 }
 _addresses: dict[str, int] = {}
 
@@ -77,6 +78,15 @@ blosc_decompress = _external(
     types.uintp,
     types.uintp,
     types.uintp,
+    types.int32,
+)
+lz4_decompress = _external(
+    "lz4_decompress",
+    types.int32,
+    types.uintp,
+    types.uintp,
+    types.int32,
+    types.int32,
     types.int32,
 )
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.experience.n_step import n_step_return
-from diskreplay.storage import kernels, layout
+from diskreplay.storage import layout, planning_kernels
 from diskreplay.storage.gather import Geometry, Pieces
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Fetched:
 
 @dataclass
 class Windows:
-    """Which rows B windows take; slot and row of each, see `kernels.plan_windows`."""
+    """Which rows B windows take; slot and row of each, see `planning_kernels.plan_windows`."""
 
     slots: NDArray[np.int32]
     rows: NDArray[np.int32]
@@ -166,8 +166,7 @@ class Reader:
         """
         windows = self.windows(step_ids, n_step=n_step, frame_stack=frame_stack, pad_zeros=pad_zeros)
         window_slot, window_row = windows.window_slot, windows.window_row
-        touched = np.concatenate([window_slot.reshape(-1), windows.reward_slot.reshape(-1)])
-        keep = self.residency.need_files(touched, self._hot)
+        keep = self.residency.need_files((window_slot.reshape(-1), windows.reward_slot.reshape(-1)), self._hot)
         return WindowPlan(
             step_ids=step_ids,
             n_step=n_step,
@@ -175,7 +174,7 @@ class Reader:
             frame_stack=frame_stack,
             shared=windows.shared,
             lengths=windows.lengths,
-            terminated=windows.outcome == kernels.TERMINATED,
+            terminated=windows.outcome == planning_kernels.TERMINATED,
             observations=[self.pieces(n, window_slot, window_row) for n in self.observation_names],
             actions=[self.pieces(n, windows.slots, windows.rows) for n in self.action_names],
             rewards=self.pieces(REWARD, windows.reward_slot, windows.reward_row),
@@ -206,7 +205,7 @@ class Reader:
             np.empty((size, n_step), np.int32), np.zeros((size, n_step), np.int32),
             np.empty(size, np.int64), np.empty(size, np.uint8),
         )  # fmt: skip
-        bad = kernels.plan_windows(
+        bad = planning_kernels.plan_windows(
             slots, rows, n_step, k, shared, pad_zeros, table.available, table.previous,
             table.following, table.first_end, table.last_end, table.first_flags, table.n_ends,
             table.ends_address, table.flags_address, found.window_slot, found.window_row,
@@ -231,7 +230,7 @@ class Reader:
         slots = table.live()[place].astype(np.int32)
         nth = ranks - np.where(place > 0, until[place - 1], 0)
         self.residency.need_ends(slots)
-        return table.step_ids(slots, kernels.nth_steps(slots, nth, table.n_ends, table.ends_address))
+        return table.step_ids(slots, planning_kernels.nth_steps(slots, nth, table.n_ends, table.ends_address))
 
     def final_rows(self, segment: int) -> NDArray[np.int32]:
         """Return the rows of a live segment that hold an episode's last observation."""
@@ -242,7 +241,7 @@ class Reader:
 
     def rows(self, name: str, slots: NDArray[np.int32], rows: NDArray[np.int32]) -> NDArray[Any]:
         """Return one field's rows, wherever they lie; slot -1 gives zeros."""
-        keep = self.residency.need_files(slots.reshape(-1), [name])
+        keep = self.residency.need_files((slots.reshape(-1),), [name])
         out = self.pieces(name, slots, rows).fetch()
         del keep
         return out
@@ -260,7 +259,7 @@ class Reader:
         fd, inner = np.empty(count, np.int32), np.zeros(count, np.int32)
         offset, length = np.zeros(count, np.int64), np.zeros(count, np.int64)
         address, check = np.empty(count, np.int64), np.zeros(count, np.uint32)
-        bad = kernels.locate(
+        bad = planning_kernels.locate(
             flat_slots, flat_rows, geometry.chunk_steps, geometry.chunk_bytes, geometry.row_bytes,
             places.fd, places.base, places.index, places.check, places.size, fd, offset, length, inner,
             check, address,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError, StepEvictedError
-from diskreplay.storage import layout
+from diskreplay.storage import layout, planning_kernels
 from diskreplay.storage.cached import USES, fields_to_keep, read_rows
 from diskreplay.storage.durable import disk_error
 from diskreplay.storage.shard import parse_shard_index, shard_index_bytes, shard_name
@@ -120,20 +120,22 @@ class Residency:
             what = f"{self.root}: segment {segment}: {err}"
             raise CorruptStoreError(what, path=self.root, segment=segment) from err
 
-    def need_files(self, slots: NDArray[np.int32], names: Sequence[str]) -> list[object]:
-        """Have these fields' shards of the slots open.
+    def need_files(self, slots: Sequence[NDArray[np.int32]], names: Sequence[str]) -> list[object]:
+        """Have these fields' shards of the slots, arrays of them, open.
 
         Returns:
             What must be kept as long as the files are read or the rows in memory are copied.
         """
         table = self.table
-        wanted = np.unique(slots[slots >= 0])
+        self._tick += 1
+        found, count = np.empty(min(len(table.used), sum(map(len, slots))), np.int32), 0
+        for some in slots:
+            count = planning_kernels.stamp_slots(some, table.used, self._tick, found, count)
+        wanted = found[:count]
         closed = np.zeros(len(wanted), np.bool_)
         for name in names:
             places = table.by_field[name]
             closed |= (places.fd[wanted] < 0) & (places.base[wanted] == 0)
-        self._tick += 1
-        table.used[wanted] = self._tick
         if closed.any():
             self._make_room(int(closed.sum()) * len(names))
             try:

@@ -18,6 +18,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import PARTIAL, Disk, DurableStore, disk_error
+from diskreplay.storage.fields import BLOSC_LEVELS
 from diskreplay.storage.locks import FileLock
 from diskreplay.storage.shard import encode_shard, shard_name
 
@@ -201,10 +202,10 @@ def read_attributes(root: Path) -> dict[str, Any]:
 def _compressors(field: Field, coding: Coding) -> list[Any]:
     if coding.codec == "zstd":
         return [ZstdCodec(level=1, checksum=False)]
-    if coding.codec == "lz4":
-        size = np.dtype(field.dtype).itemsize
-        return [BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=size)]
-    return []
+    if coding.codec == "none":
+        return []
+    size, level = np.dtype(field.dtype).itemsize, BLOSC_LEVELS[coding.codec]
+    return [BloscCodec(cname=coding.codec, clevel=level, shuffle="noshuffle", typesize=size)]
 
 
 class _disk_errors:  # noqa: N801  a context manager that reads like one

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diskreplay.storage import kernels
+from diskreplay.storage import planning_kernels
 from diskreplay.storage.fields import TERMINATED, TRUNCATED
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def fetch_sequences(reader: Reader, step_ids: NDArray[np.int64], length: int) ->
     final_slot, final_row = windows.window_slot[:, 1:], windows.window_row[:, 1:]
     seen_slot = np.concatenate([np.where(mask, slots, final_slot), final_slot], axis=1)
     seen_row = np.concatenate([np.where(mask, rows, final_row), final_row], axis=1)
-    outcome_slot = np.where(mask, slots, kernels.ZERO).astype(np.int32)
+    outcome_slot = np.where(mask, slots, planning_kernels.ZERO).astype(np.int32)
     terminated, truncated = (reader.rows(n, outcome_slot, rows) for n in (TERMINATED, TRUNCATED))
-    ended = (windows.outcome == kernels.ENDED) & ~terminated[each, last]
+    ended = (windows.outcome == planning_kernels.ENDED) & ~terminated[each, last]
     truncated[each[ended], last[ended]] = True
     return Sequences(
         observation=[reader.rows(n, seen_slot, seen_row) for n in reader.observation_names],

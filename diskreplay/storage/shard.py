@@ -8,7 +8,9 @@ the same, and a test compares them. Chunks past a short segment's rows are absen
 
 from __future__ import annotations
 
+import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
@@ -28,10 +30,11 @@ if TYPE_CHECKING:
 
 CRC_BYTES = 4
 ABSENT = np.uint64((1 << 64) - 1)
+MOST_THREADS, BYTES_A_THREAD = 4, 1 << 20
 
 
 def encode_shard(
-    field: Field, coding: Coding, rows: NDArray[Any], segment_steps: int
+    field: Field, coding: Coding, rows: NDArray[Any], segment_steps: int, *, threads: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
     """Encode a segment's rows of one field.
 
@@ -40,6 +43,7 @@ def encode_shard(
         coding: Its chunk length and codec.
         rows: (N, *shape) in the field's dtype, 1 <= N <= segment_steps; the last chunk is filled up.
         segment_steps: Rows of a full segment.
+        threads: That compress; None: as many as pay.
 
     Returns:
         The shard's bytes, and (chunks,) u32: the crc32c of every chunk, 0 for those that are absent.
@@ -51,7 +55,7 @@ def encode_shard(
         full[: len(rows)] = rows
         rows = full
     values = np.ascontiguousarray(rows, np.dtype(field.dtype).newbyteorder("<")).reshape(written, -1)
-    body, lengths, checks = _frame(values) if coding.codec == "none" else _encode(values, coding)
+    body, lengths, checks = _frame(values) if coding.codec == "none" else _encode(values, coding, threads)
     entries = np.full((chunks, 2), ABSENT, "<u8")
     entries[:written] = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
     all_checks = np.zeros(chunks, "<u4")
@@ -100,12 +104,20 @@ def _frame(values: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64], 
     return framed.reshape(-1), np.full(count, framed.shape[1], np.int64), checks
 
 
-def _encode(values: NDArray[Any], coding: Coding) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
+def _encode(
+    values: NDArray[Any], coding: Coding, threads: int | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
     """Compress every chunk and put a crc32c behind it."""
-    coder = Zstd(level=1) if coding.codec == "zstd" else blosc(values.dtype.itemsize)
+    coder = Zstd(level=1) if coding.codec == "zstd" else blosc(coding.codec, values.dtype.itemsize)
+    if threads is None:
+        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), values.nbytes // BYTES_A_THREAD)
+    if threads > 1:
+        with ThreadPoolExecutor(threads, thread_name_prefix="diskreplay-encode") as pool:
+            encoded = list(pool.map(coder.encode, values))
+    else:
+        encoded = [coder.encode(chunk) for chunk in values]
     parts, lengths, checks = [], [], []
-    for chunk in values:
-        data = bytes(coder.encode(chunk))
+    for data in map(bytes, encoded):
         check = google_crc32c.value(data)
         parts += [data, struct.pack("<I", check)]
         lengths.append(len(data) + CRC_BYTES)

@@ -306,9 +306,7 @@ class SegmentTable:
 
     def slots_of(self, step_ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return slot and row of each step id; slot -1 where its segment is not live."""
-        slots = self._slot_of.find(step_ids // self.segment_steps)
-        rows = (step_ids % self.segment_steps).astype(np.int32)
-        return slots, rows
+        return self._slot_of.split(step_ids, self.segment_steps)
 
     def step_ids(self, slots: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
         """Return the step ids of rows."""
@@ -321,8 +319,7 @@ class SegmentTable:
             StepEvictedError: If one is not in the store; names it.
         """
         slots, rows = self.slots_of(step_ids)
-        known = slots >= 0
-        known[known] = rows[known] < self.available[slots[known]]
+        known = (slots >= 0) & (rows < self.available[slots])  # slot -1 looks at the last one's, and is out anyway
         if not known.all():
             bad = int(step_ids[np.flatnonzero(~known)[0]])
             raise StepEvictedError(f"step id {bad} is not in the store: evicted, or never written")

@@ -127,7 +127,7 @@ def compare(batch, expected):
     script=SCRIPT,
     kind=st.sampled_from(sorted(SPECS)),
     segment_steps=st.sampled_from([1, 2, 3, 8, 16, 64]),
-    compression=st.sampled_from(["auto", "zstd", "lz4", "none"]),
+    compression=st.sampled_from(["auto", "zstd", "lz4", "lz4hc", "none"]),
     n_step=st.integers(1, 7),
     gamma=st.sampled_from([0.0, 0.5, 0.99, 1.0]),
     frame_stack=st.integers(1, 5),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diskreplay.priority import SumTree, kernels
+from diskreplay.priority import SumTree
 
 
 @settings(max_examples=60, deadline=None)
@@ -278,17 +278,17 @@ def test_siblings_share_two_cache_lines():
 
 
 def test_kernels_release_the_gil():
-    """While one thread walks a large tree, another runs Python."""
+    """While one thread walks a large tree for many targets, another runs Python."""
     tree = SumTree(4096, 256)
     tree.set_block(7, np.ones(4096))
     targets = np.random.default_rng(0).random(2_000_000) * tree.total
-    tree.find(targets[:1])
+    tree.find(targets[:5000])
     done = threading.Event()
     started = threading.Event()
 
     def walk():
         started.set()
-        kernels.find(tree._tree, targets, np.empty(targets.size, np.int64))
+        tree.find(targets)
         done.set()
 
     interval = sys.getswitchinterval()

@@ -38,7 +38,7 @@ print(json.dumps(out))
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("compression", ["auto", "zstd", "lz4", "none"])
+@pytest.mark.parametrize("compression", ["auto", "zstd", "lz4", "lz4hc", "none"])
 def test_other_readers_see_the_same_bytes(tmp_path, reader, compression):
     """zarr-python and tensorstore, in a process of their own, hash every episode as it was written."""
     import hashlib

@@ -34,7 +34,7 @@ def test_it_is_what_zarr_writes(tmp_path_factory, data, seed):
     count = data.draw(st.integers(1, steps), "rows")
     dtype = data.draw(st.sampled_from(DTYPES), "dtype")
     shape = data.draw(st.sampled_from([(), (3,), (4, 5)]), "shape")
-    coding = Coding(data.draw(st.sampled_from(["none", "zstd", "lz4"]), "codec"), chunk)
+    coding = Coding(data.draw(st.sampled_from(["none", "zstd", "lz4", "lz4hc"]), "codec"), chunk)
     field = Field("observation", shape, dtype, "observation", hot=True, fill=data.draw(st.sampled_from([0, 1])))
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, 3, (count, *shape)).astype(dtype)

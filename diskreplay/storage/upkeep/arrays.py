@@ -13,7 +13,7 @@ import zarr
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import Disk
-from diskreplay.storage.fields import Coding
+from diskreplay.storage.fields import COMPRESSIONS, Coding
 from diskreplay.storage.segments import SegmentWriter
 from diskreplay.storage.upkeep.records import INCONSISTENT, Problem
 from diskreplay.storage.upkeep.shards import DAMAGED, MISSING
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from diskreplay.storage.fields import Field
 
 DOCUMENT = "zarr.json"
-CODECS: dict[str, Any] = {"zstd": "zstd", "blosc": "lz4"}
 # All but the shape, which grows, and attributes, which are anybody's.
 DECISIVE = (
     "zarr_format", "node_type", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs",
@@ -138,9 +137,12 @@ def coding_of(document: dict[str, Any], segment_steps: int) -> Coding | None:
     """Return the coding that an array's zarr.json stands for, or None."""
     try:
         sharding = document["codecs"][0]["configuration"]
-        names = [codec["name"] for codec in sharding["codecs"]]
+        coders = [
+            coder["configuration"]["cname"] if coder["name"] == "blosc" else coder["name"]
+            for coder in sharding["codecs"]
+        ]
         steps = sharding["chunk_shape"][0]
-        codec = next((CODECS[name] for name in names if name in CODECS), "none")
+        codec = next((coder for coder in coders if coder in COMPRESSIONS[1:]), "none")
         return Coding.from_json("", {"codec": codec, "chunk_steps": steps}, segment_steps)
     except (LookupError, TypeError, AttributeError, CorruptStoreError):
         return None

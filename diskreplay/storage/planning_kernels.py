@@ -1,0 +1,247 @@
+"""Compiled loops of planning: which rows a window needs, and where they lie.
+
+They keep the GIL: each takes microseconds, and a thread that gives it up waits far longer until it has it back.
+Addresses are int64; tables are indexed by slot.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+ZERO = -1
+RUNNING, ENDED, TERMINATED = 0, 1, 2
+
+
+@intrinsic
+def _pointer(_context: Any, address: Any) -> Any:
+    def codegen(_cgctx: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(address), codegen
+
+
+@njit(cache=True)
+def split_step_ids(step_ids, steps, base, slot_of, slots, rows):
+    """Fill slots (B,) and rows (B,) of step ids (B,); slot -1 where a segment has none.
+
+    Args:
+        steps: Rows of a segment.
+        base, slot_of: Slot of segment base + i, or -1.
+    """
+    for i in range(len(step_ids)):
+        segment = step_ids[i] // steps
+        place = segment - base
+        slots[i] = slot_of[place] if 0 <= place < len(slot_of) else -1
+        rows[i] = step_ids[i] - segment * steps
+
+
+@njit(cache=True)
+def stamp_slots(slots, stamps, stamp, found, count):
+    """Stamp each slot of (N,) that is not negative, and add those that were not stamped yet to found[count:].
+
+    Returns:
+        How many are found now.
+    """
+    for i in range(len(slots)):
+        slot = slots[i]
+        if slot >= 0 and stamps[slot] != stamp:
+            stamps[slot] = stamp
+            found[count] = slot
+            count += 1
+    return count
+
+
+@njit(cache=True)
+def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, following, first_end, last_end,
+                 first_flags, n_ends, ends_address, flags_address, out_slot, out_row, reward_slot, reward_row,
+                 lengths, outcome):  # fmt: skip
+    """Choose the rows of B windows: k observations up to step t, k up to t + m, and m rewards, m <= n.
+
+    A window stays in its episode: m is cut at the episode's last row, or at the newest row of a running episode;
+    stacks are filled up with the episode's first row (or with nothing, `ZERO`, if pad_zeros).
+
+    Args:
+        slots, rows: (B,) slot and row of step t.
+        n, k: n-step and frame stack.
+        shared: Write k + 1 columns, of which the next observation's are columns 1..k (only with n = 1).
+        available, previous, following, first_end, last_end, first_flags, n_ends: The segment table.
+        ends_address, flags_address: Per slot, address of i32 rows of episode ends and of u8 flags;
+            needed for the slots of the steps themselves only.
+        out_slot, out_row: (B, 2k) or (B, k + 1), filled in.
+        reward_slot, reward_row: (B, n), filled in; ZERO past the window.
+        lengths: (B,) m, filled in.
+        outcome: (B,) RUNNING, ENDED or TERMINATED after m steps, filled in.
+
+    Returns:
+        -1, or the first position whose row is not a step that can be sampled.
+    """
+    for i in range(len(slots)):
+        slot, row = slots[i], rows[i]
+        count = n_ends[slot]
+        low, high = 0, count
+        if count > 0:
+            ends = carray(_pointer(ends_address[slot]), (count,), np.int32)
+            while low < high:
+                middle = (low + high) // 2
+                if ends[middle] < row:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low < count and ends[low] == row:
+                return i
+        # backwards: rows of the episode before t, at most k - 1
+        back = 0
+        if low > 0:
+            back = min(k - 1, row - carray(_pointer(ends_address[slot]), (count,), np.int32)[low - 1] - 1)
+        else:
+            back = min(k - 1, row)
+            here = previous[slot]
+            while back < k - 1 and here >= 0:
+                if last_end[here] >= 0:
+                    back += min(k - 1 - back, available[here] - 1 - last_end[here])
+                    break
+                back += min(k - 1 - back, available[here])
+                here = previous[here]
+        # forwards: steps until the episode's last row, at most n
+        ahead, done = 0, RUNNING
+        if low < count:
+            ends = carray(_pointer(ends_address[slot]), (count,), np.int32)
+            ahead = min(n, ends[low] - row)
+            if ahead == ends[low] - row:
+                flags = carray(_pointer(flags_address[slot]), (count,), np.uint8)
+                done = TERMINATED if flags[low] & 1 else ENDED
+        else:
+            ahead = min(n, available[slot] - 1 - row)
+            here = slot
+            while ahead < n and following[here] >= 0:
+                here = following[here]
+                if available[here] == 0:
+                    break
+                if first_end[here] >= 0:
+                    step = min(n - ahead, first_end[here] + 1)
+                    ahead += step
+                    if step == first_end[here] + 1:
+                        done = TERMINATED if first_flags[here] & 1 else ENDED
+                    break
+                ahead += min(n - ahead, available[here])
+        if ahead <= 0:
+            return i
+        lengths[i] = ahead
+        outcome[i] = done
+        width = k + 1 if shared else 2 * k
+        for j in range(width):
+            if j < k:
+                offset = j - (k - 1)
+            elif shared:
+                offset = 1
+            else:
+                offset = ahead - (k - 1) + (j - k)
+            if offset < -back:
+                if pad_zeros:
+                    out_slot[i, j] = ZERO
+                    continue
+                offset = -back
+            if 0 <= row + offset < available[slot]:
+                out_slot[i, j], out_row[i, j] = slot, row + offset
+            elif not _walk(slot, row + offset, available, previous, following, out_slot, out_row, i, j):
+                return i
+        for j in range(n):
+            if j < ahead:
+                if row + j < available[slot]:
+                    reward_slot[i, j], reward_row[i, j] = slot, row + j
+                elif not _walk(slot, row + j, available, previous, following, reward_slot, reward_row, i, j):
+                    return i
+            else:
+                reward_slot[i, j] = ZERO
+    return -1
+
+
+@njit(cache=True)
+def _walk(slot, row, available, previous, following, out_slot, out_row, i, j):
+    """Find the segment that holds a row given relative to `slot`, and write (slot, row) to the plan.
+
+    Returns:
+        Whether there is one; always, unless the tables contradict each other.
+    """
+    while row < 0:
+        slot = previous[slot]
+        if slot < 0:
+            return False
+        row += available[slot]
+    while row >= available[slot]:
+        row -= available[slot]
+        slot = following[slot]
+        if slot < 0:
+            return False
+    out_slot[i, j] = slot
+    out_row[i, j] = row
+    return True
+
+
+@njit(cache=True)
+def nth_steps(slots, nth, n_ends, ends_address):
+    """Return the row of each slot's nth step that can be sampled, (B,), counting from 0."""
+    rows = np.empty(len(slots), np.int32)
+    for i in range(len(slots)):
+        low, high = 0, n_ends[slots[i]]
+        if high > 0:
+            ends = carray(_pointer(ends_address[slots[i]]), (high,), np.int32)
+            while low < high:
+                middle = (low + high) // 2
+                if ends[middle] - middle > nth[i]:
+                    high = middle
+                else:
+                    low = middle + 1
+        rows[i] = nth[i] + low
+    return rows
+
+
+@njit(cache=True)
+def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, indexes, checks, sizes,
+    out_fd, out_offset, out_length, out_inner, out_check, out_address):  # fmt: skip
+    """Find where each row of one field lies: in memory, or in which chunk of which shard.
+
+    Args:
+        slots, rows: (N,); slot ZERO stands for a row of zeros.
+        chunk_steps, chunk_bytes, row_bytes: The field's geometry.
+        fds, bases, indexes, checks, sizes: Per slot: open shard, address of rows in memory, address of the
+            shard index (0: chunks follow each other, uncompressed), address of the chunks' checksums, length of
+            the shard file in bytes.
+        out_*: (N,) filled in: file, byte offset and length of the chunk, row in the chunk, the chunk's checksum;
+            or the row's address.
+
+    Returns:
+        -1, or the first position whose slot is neither open nor in memory or whose shard index is impossible.
+    """
+    for i in range(len(slots)):
+        slot = slots[i]
+        out_fd[i] = -1
+        out_address[i] = 0
+        if slot == ZERO:
+            out_address[i] = ZERO
+        elif bases[slot] != 0:
+            out_address[i] = bases[slot] + rows[i] * row_bytes
+        elif fds[slot] < 0:
+            return i
+        else:
+            chunk = rows[i] // chunk_steps
+            out_fd[i] = fds[slot]
+            out_inner[i] = rows[i] - chunk * chunk_steps
+            out_check[i] = carray(_pointer(checks[slot] + chunk * 4), (1,), np.uint32)[0]
+            if indexes[slot] == 0:
+                out_offset[i] = chunk * (chunk_bytes + 4)
+                out_length[i] = chunk_bytes + 4
+            else:
+                entry = carray(_pointer(indexes[slot] + chunk * 16), (2,), np.uint64)
+                if entry[0] > sizes[slot] or entry[1] > sizes[slot] or entry[1] <= 4:
+                    return i
+                out_offset[i] = np.int64(entry[0])
+                out_length[i] = np.int64(entry[1])
+            if out_offset[i] + out_length[i] > sizes[slot]:
+                return i
+    return -1
