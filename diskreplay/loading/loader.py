@@ -31,8 +31,8 @@ MOST_THREADS = 4
 class ReplayLoader(DataLoader[Any]):
     """Iterate for ever over batches of transitions, as tensors.
 
-    Batches are drawn in the calling thread, `prefetch` ahead and in a fixed order, so that a seed fixes them
-    whatever the threads do; they are read, checked and decoded in the background. Drawing ahead means that a
+    Batches are asked for `prefetch` ahead and drawn in that order, so that a seed fixes them whatever the threads
+    do; they are drawn, read, checked and decoded in the background. Drawing ahead means that a
     batch does not know the priorities updated since, `prefetch` batches long.
 
     Args:
