@@ -12,7 +12,7 @@ from benchmarks.harness import ROOT, ROUNDS, Settings, load_result, run_question
 
 QUESTIONS = (
     "warm_reads", "vector_reads", "cold_reads", "sum_tree", "opening", "checkpoint", "ingest_speed", "data_wait",
-    "growth", "commits", "disk_bytes",
+    "growth", "commits", "disk_bytes", "geometry",
 )  # fmt: skip
 HERE = ROOT / "benchmarks"
 

@@ -64,7 +64,7 @@ def noise(data: Path, steps: int, row_bytes: int = 8192) -> Path:
     return _generated(data, f"noise-{steps}", steps, (row_bytes,), "uint8", ())
 
 
-def store_of(folder: Path, compression: str) -> Path:
+def store_of(folder: Path, compression: str, chunk_steps: int | None = None) -> Path:
     """Return a store of a folder's rows, sealed."""
 
     def make(path: Path) -> None:
@@ -74,13 +74,15 @@ def store_of(folder: Path, compression: str) -> Path:
                            **({"kind": "discrete", "n": 18} if discrete else {}))  # fmt: skip
         shape, dtype = rows.observation.shape[1:], rows.observation.dtype.name
         spec = StepSpec(ArraySpec("observation", shape, dtype), action)
-        with ReplayStore.create(path, spec, compression=compression, durability="process") as store:
+        options: dict[str, Any] = {"compression": compression, "chunk_steps": chunk_steps, "durability": "process"}
+        with ReplayStore.create(path, spec, **options) as store:
             with store.writer() as writer:
                 for episode in rows.episodes():
                     write_episode(writer, rows, episode)
             store.seal()
 
-    return _once(folder / f"{compression}.replay", make, folder=False)
+    name = compression if chunk_steps is None else f"{compression}-{chunk_steps}"
+    return _once(folder / f"{name}.replay", make, folder=False)
 
 
 def write_episode(writer: Any, rows: Rows, episode: slice) -> None:

@@ -21,7 +21,8 @@ UNITS = {
     "updates_per_second": "updates/s", "sample_seconds": "draw, µs", "update_seconds": "update, µs",
     "first_batch_seconds": "first batch, s", "memory_bytes": "memory, MB", "commit_seconds": "commit, ms",
     "small_commit_seconds": "commit after a tenth, ms", "wait_share": "waiting, %", "priorities_share": "priorities, %",
-    "bytes_per_step_bytes": "bytes a step", "times_smaller_than_84x84": "times smaller than 84x84",
+    "bytes_per_step_bytes": "bytes a step", "observation_bytes": "observations, bytes a step",
+    "times_smaller_than_84x84": "times smaller than 84x84",
     "episodes_equal": "episodes equal", "episodes_not_equal": "episodes not equal",
 }  # fmt: skip
 SCALE = {"µs": 1e6, "ms": 1e3, "MB": 1e-6, "%": 100.0}
@@ -118,28 +119,37 @@ def _table(case: dict[str, Any], measures: Sequence[str]) -> list[str]:
 
 def _remarks(entry: dict[str, Any]) -> str:
     details = entry.get("details", {})
-    known = [f"{name} {details[name]}" for name in ("prefetch", "threads") if name in details]
+    known = [f"{name} {details[name]}" for name in ("prefetch", "threads", "geometry") if name in details]
     peaks = [sample["peak_bytes"] for sample in entry["samples"]]
     return ", ".join([*known, *([f"peak {max(peaks) / 1e6:,.0f} MB"] if peaks else [])])
 
 
 def plot(question: ModuleType, result: dict[str, Any], measures: Sequence[str], path: Path) -> None:
-    """Draw lines over `x` where contestants have several, bars otherwise; medians, with lowest and highest."""
-    places = {entry["x"] for case in result["cases"] for entry in case["contestants"].values() if entry["x"]}
-    lined = len(places) > 1
-    shown = measures[:2] if lined else measures[:1]
-    columns = len(shown) if lined else len(result["cases"])
-    tallest = max(len(case["contestants"]) for case in result["cases"])
-    figure = Figure(figsize=(6.2 * columns, 4 if lined else 1.2 + 0.42 * tallest), layout="constrained", dpi=110)
+    """Draw lines over `x` where contestants have several, bars otherwise; medians, with lowest and highest.
+
+    Cases that have several of their own get a row of lines each; else all cases make one.
+    """
+    cases = result["cases"]
+    places = [{entry["x"] for entry in case["contestants"].values() if entry["x"]} for case in cases]
+    lined = len(set().union(*places)) > 1
+    rows = [[case] for case in cases] if lined and max(map(len, places)) > 1 else [cases]
+    columns = len(measures[:2]) if lined else len(cases)
+    tallest = max(len(case["contestants"]) for case in cases)
+    height = 4 * len(rows) if lined else 1.2 + 0.42 * tallest
+    figure = Figure(figsize=(6.2 * columns, height), layout="constrained", dpi=110)
     figure.suptitle(question.TITLE, fontsize=12)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     if lined:
-        for axis, measure in zip(axes, shown, strict=True):
-            _lines(axis, result["cases"], measure)
+        label = getattr(question, "AXIS", "steps")
+        for row, of_row in zip(axes, rows, strict=True):
+            for axis, measure in zip(row, measures[:2], strict=True):
+                _lines(axis, of_row, measure, label)
+                if len(rows) > 1:
+                    axis.set_title(of_row[0]["name"], fontsize=9)
     else:
-        for axis, case in zip(axes, result["cases"], strict=True):
+        for axis, case in zip(axes[0], cases, strict=True):
             _bars(axis, case, question.MEASURE)
-    for axis in axes:
+    for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
     figure.savefig(path, format="png", metadata={"Software": None})
@@ -162,12 +172,14 @@ def _bars(axis: Any, case: dict[str, Any], measure: str) -> None:
         axis.annotate(f" {_short(middle)}", (middle, place), va="bottom", fontsize=7, color="#333333")
 
 
-def _lines(axis: Any, cases: Sequence[dict[str, Any]], measure: str) -> None:
+def _lines(axis: Any, cases: Sequence[dict[str, Any]], measure: str, label: str) -> None:
     groups: dict[str, list[tuple[float, list[float]]]] = {}
     for case in cases:
         for name, entry in case["contestants"].items():
             values = [value * scale(measure) for value in goals.samples(case, name, measure)]
-            if values and entry["x"]:
+            if values and not entry["x"]:
+                axis.axhline(statistics.median(values), color="#333333", lw=1, ls="--", label=entry["group"])
+            elif values:
                 groups.setdefault(entry["group"], []).append((entry["x"], values))
     for number, (group, points) in enumerate(groups.items()):
         points.sort()
@@ -182,7 +194,7 @@ def _lines(axis: Any, cases: Sequence[dict[str, Any]], measure: str) -> None:
         axis.set_yscale("log")
     else:
         axis.set_ylim(bottom=0)
-    axis.set_xlabel("steps", fontsize=8)
+    axis.set_xlabel(label, fontsize=8)
     axis.set_ylabel(unit(measure), fontsize=8)
     axis.legend(fontsize=7, frameon=False)
 
