@@ -186,13 +186,16 @@ class PrioritizedSampler(Sampler):
         priorities = self._priorities
         priorities.sync()
         tree = priorities.tree
-        if not tree.total > 0:
-            raise NotEnoughStepsError(
-                f"{self.store.path}: every priority is 0, so nothing can be drawn",
-                hint="Give some transition a priority with set_priorities.",
-            )
-        blocks, residual = tree.locate_blocks(tree.stratified_targets(batch_size, self._random))
-        priorities.load(blocks)
+        while True:
+            if not tree.total > 0:
+                raise NotEnoughStepsError(
+                    f"{self.store.path}: every priority is 0, so nothing can be drawn",
+                    hint="Give some transition a priority with set_priorities.",
+                )
+            blocks, residual = tree.locate_blocks(tree.stratified_targets(batch_size, self._random))
+            if not priorities.load(blocks) or (tree.block_totals(blocks) > 0).all():
+                break
+            # What was loaded is newer than the sums it was chosen by, and is 0 by now; each turn loads more.
         leaves = tree.find_in_blocks(blocks, residual)
         probabilities = tree.get(leaves) / tree.total
         beta = self.beta(self.batches) if isinstance(self.beta, LinearSchedule) else float(self.beta)

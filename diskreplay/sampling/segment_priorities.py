@@ -143,15 +143,18 @@ class SegmentPriorities:
         self._version = -1
         self.sync()
 
-    def load(self, blocks: NDArray[np.int64], *, trusted: bool = True) -> None:
+    def load(self, blocks: NDArray[np.int64], *, trusted: bool = True) -> bool:
         """Have the leaves of these blocks of the tree in memory. Cost: O(rows of those that are not).
+
+        Returns:
+            Whether some were not: their sums may be others now, if the priorities' owner went on or rows became final.
 
         Raises:
             CorruptStoreError: If the index holds other priorities than the checkpoint says.
         """
         loaded = self.tree.is_loaded(blocks)
         if loaded.all():
-            return
+            return False
         missing = np.unique(blocks[~loaded])
         for block, priorities in self._stored(missing):
             self._load(block, priorities, trusted=trusted)
@@ -161,6 +164,7 @@ class SegmentPriorities:
                 allow_huge_pages(self._priority, allowed=True)
         if not self._unloaded:
             self.access.forget_journal(self.name)
+        return True
 
     def _key(self, block: int) -> tuple[int, int]:
         """Return the segment of a block of the tree, and which of its blocks it is."""

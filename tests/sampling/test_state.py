@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diskreplay import PrioritizedSampler, ReplayLoader, ReplayStore, StoreLockedError, UniformSampler
+from diskreplay import (
+    NotEnoughStepsError,
+    PrioritizedSampler,
+    ReplayLoader,
+    ReplayStore,
+    StoreLockedError,
+    UniformSampler,
+)
 from tests.conftest import fill
 
 
@@ -148,3 +155,26 @@ def test_two_learners_are_kept_apart(make_store):
     assert "sampler 'prioritized' is held by process" in done.stdout
     assert StoreLockedError("x").hint
     del sampler
+
+
+def test_a_reader_draws_again_what_its_owner_set_to_0_meanwhile(make_store):
+    """A block's sum, known since the reader opened, is no promise that it still holds anything once it is read."""
+    store = make_store(segment_steps=64)
+    ids = fill(store, episodes=10, length=63)
+    learner = PrioritizedSampler(store, eps=0.0, seed=0)
+    learner.set_priorities(ids, np.ones(len(ids)))
+    store.commit()
+    with ReplayStore.open(store.path, mode="r") as other:
+        reader = PrioritizedSampler(other, seed=0)
+        kept = ids[-63:]
+        learner.set_priorities(ids[:-63], np.zeros(len(ids) - 63))
+        store.commit()
+        for _ in range(3):
+            draw = reader.draw(32)
+            assert np.isin(draw.step_ids, kept).all()
+            assert np.isfinite(draw.weight).all()
+        learner.set_priorities(kept, np.zeros(63))
+        store.commit()
+        late = PrioritizedSampler(other, seed=1)
+        with pytest.raises(NotEnoughStepsError, match="every priority is 0"):
+            late.draw(32)
