@@ -31,6 +31,7 @@ _REASONS = {
     kernels.DAMAGED: "is damaged (checksum)",
     kernels.UNDECODABLE: "cannot be decoded",
 }
+FEW_BYTES = 1 << 16
 _local = threading.local()
 
 
@@ -171,7 +172,9 @@ class _Scratch:
 
 
 def gather_compiled(pieces: Pieces, out: NDArray[np.uint8]) -> int:
-    """Fetch rows without the GIL; return -1, or what went wrong and where, as the kernel says it."""
+    """Fetch rows, without the GIL if they are many; return -1, or what went wrong and where, as the kernel says it."""
+    if len(out) <= FEW_BYTES and kernels.copy_rows(pieces.address, pieces.geometry.row_bytes, out):
+        return -1
     scratch = getattr(_local, "scratch", None)
     if scratch is None:
         scratch = _local.scratch = _Scratch()

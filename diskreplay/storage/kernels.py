@@ -1,7 +1,7 @@
 """Compiled loops that move bytes: announcing, reading, checking, decoding, copying.
 
-All release the GIL, and call into C libraries (native.py); each has a plain Python twin beside its only caller.
-Addresses are int64.
+All but `copy_rows` release the GIL. They call into C libraries (native.py); each has a plain Python twin beside its
+only caller. Addresses are int64.
 """
 
 from __future__ import annotations
@@ -83,6 +83,25 @@ def _decode_lz4(raw, body, place, chunk_bytes, wanted):
             return 0
         done += size_here
     return done
+
+
+@njit(cache=True)
+def copy_rows(addresses, row_bytes, out):
+    """Copy N rows that are in memory to `out`, unless one of them is not; return whether it was done.
+
+    A few kilobytes, and so the GIL stays: a thread that gives it up waits far longer for it than this takes.
+    """
+    for i in range(len(addresses)):
+        if addresses[i] == 0:
+            return False
+    size, target = np.uint64(row_bytes), np.uint64(out.ctypes.data)
+    for i in range(len(addresses)):
+        if addresses[i] == ZERO:
+            native.memset(target, np.int32(0), size)
+        else:
+            native.memcpy(target, np.uint64(addresses[i]), size)
+        target += size
+    return True
 
 
 @njit(nogil=True, cache=True)
