@@ -40,8 +40,8 @@ class ReplayLoader(DataLoader[Any]):
         batch_size: B.
         n_step, gamma, frame_stack, padding: The window, as for `ReplayStore.read`.
         prefetch: Batches drawn and read ahead; at least 1.
-        threads: Threads that read; None: as many as there are cores, 4 at most. 0: `next()` reads, which is faster for
-            batches so small that handing them from thread to thread costs more, where the learner does little else.
+        threads: Threads that read; None: as many as there are cores, 4 at most, and 4 while they wait for a disk.
+            0: `next()` reads, which is faster for batches so small that handing them from thread to thread costs more.
             Ignored with worker processes.
         device: Where the tensors go; batches for a CUDA device pass through pinned memory.
         num_workers: Worker processes that read instead of threads. Slower, for batches then cross between
@@ -77,6 +77,7 @@ class ReplayLoader(DataLoader[Any]):
         self.device = torch.device(device)
         self.prefetch = prefetch
         self.threads = min(MOST_THREADS, len(os.sched_getaffinity(0))) if threads is None else threads
+        self._most_threads = MOST_THREADS if threads is None else threads
         self._waited = [0.0]
         self.window: dict[str, Any] = {
             "n_step": n_step,
@@ -137,6 +138,7 @@ class ReplayLoader(DataLoader[Any]):
             batch_size=self._rows,
             depth=self.prefetch,
             threads=self.threads,
+            most=self._most_threads,
             device=self.device,
         )
         return pipeline.batches(self._waited)

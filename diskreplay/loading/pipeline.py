@@ -115,12 +115,16 @@ class Announcing:
 
     What a thread reads from a disk the kernel counts. After `WARM` announcements that began no read, one plan in
     `PROBE` is announced, until a read is seen again.
+
+    Attributes:
+        cold: Whether reads were seen lately.
     """
 
     WARM = 16
     PROBE = 16
 
     def __init__(self) -> None:
+        self.cold = False
         self._quiet = 0
         self._plans = 0
 
@@ -130,7 +134,7 @@ class Announcing:
         if self._quiet < self.WARM or self._plans % self.PROBE == 0:
             before = _blocks_read()
             plan.announce()
-            self._quiet = self._quiet + 1 if _blocks_read() == before else 0
+            self._note(read=_blocks_read() != before)
 
     @contextlib.contextmanager
     def fetching(self) -> Iterator[None]:
@@ -138,7 +142,11 @@ class Announcing:
         before = _blocks_read()
         yield
         if _blocks_read() != before:
-            self._quiet = 0
+            self._note(read=True)
+
+    def _note(self, *, read: bool) -> None:
+        self._quiet = 0 if read else self._quiet + 1
+        self.cold = read or (self.cold and self._quiet < self.WARM)
 
 
 def _blocks_read() -> int:
@@ -154,17 +162,20 @@ class Pipeline:
         batch_size: B.
         depth: Batches on their way.
         threads: Threads that plan and read; 0: the caller does everything, planning ahead all the same.
+        most: Threads while reads wait for a disk.
         device: Where the tensors go.
     """
 
-    def __init__(self, planner: Planner, *, batch_size: int, depth: int, threads: int, device: torch.device) -> None:
+    def __init__(
+        self, planner: Planner, *, batch_size: int, depth: int, threads: int, most: int, device: torch.device
+    ) -> None:
         self._planner = planner
         self._batch_size = batch_size
         self._depth = depth
         self._device = device
         self._pid = os.getpid()
-        self._buffers = Buffers(depth + threads + 2)
-        self._readers = Readers(threads, self._plan, self._fetch) if threads else None
+        self._buffers = Buffers(depth + most + 2)
+        self._readers = Readers(threads, most, self._plan, self._fetch) if threads else None
         self._waiting: deque[Coming] = deque()
         self._announcing = Announcing()
 
@@ -218,6 +229,8 @@ class Pipeline:
         assert coming.planned is not None  # noqa: S101  by _plan
         with self._announcing.fetching():
             draw, plan, fetched = self._planner.fetch(*coming.planned, self._buffers)
+        if self._readers is not None:
+            self._readers.widen(wide=self._announcing.cold)
         batch = assemble(self._planner.sampler.store.spec, plan, fetched, draw.weight)
         tensors = to_tensors(batch, pin=self._device.type == "cuda")
         coming.finish((draw, tensors if self._device.type == "cpu" else to_device(tensors, self._device)))

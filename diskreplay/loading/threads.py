@@ -65,17 +65,21 @@ class Readers:
 
     Args:
         count: Threads.
+        most: Threads while reads wait for a disk, see `widen`.
         plan, fetch: The stages.
     """
 
-    def __init__(self, count: int, plan: Callable[[Coming], None], fetch: Callable[[Coming], None]) -> None:
+    def __init__(self, count: int, most: int, plan: Callable[[Coming], None], fetch: Callable[[Coming], None]) -> None:
         self._plan, self._fetch = plan, fetch
+        self._most = most
+        self._wide = False
+        self._changing = threading.Lock()
         self._asked: SimpleQueue[Coming | None] = SimpleQueue()
         self._planned: deque[Coming] = deque()
         self._stopped = False
         self._pid = os.getpid()
         self._count = count
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[int, threading.Thread] = {}
 
     def ask(self, coming: Coming) -> None:
         """Have a batch planned and read."""
@@ -83,26 +87,46 @@ class Readers:
             self._start()
         self._asked.put(coming)
 
+    def widen(self, *, wide: bool) -> None:
+        """Have more threads while reads wait for a disk, and no more than there are cores while they do not.
+
+        Threads that wait for a disk leave the cores idle; more threads than cores that decode push each other's
+        chunks out of the caches.
+        """
+        if wide != self._wide:
+            with self._changing:
+                self._wide = wide
+                if wide and not self._stopped:
+                    self._start_threads(self._count, self._most)
+
     def _start(self) -> None:
         atexit.register(self.stop)
-        for number in range(self._count):
-            # Daemons: else the interpreter would wait at its end for those that wait for work.
-            thread = threading.Thread(target=self._work, name=f"diskreplay-read-{number}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        with self._changing:
+            self._start_threads(0, self._count)
+
+    def _start_threads(self, first: int, stop: int) -> None:
+        for number in range(first, stop):
+            if number not in self._threads:
+                # Daemons: else the interpreter would wait at its end for those that wait for work.
+                name = f"diskreplay-read-{number}"
+                thread = threading.Thread(target=self._work, args=(number,), name=name, daemon=True)
+                self._threads[number] = thread
+                thread.start()
 
     def stop(self) -> None:
         """Let each thread finish what it is about, and wait for that; what else is on its way stays where it is."""
         atexit.unregister(self.stop)
         self._stopped = True
         if self._pid == os.getpid():  # else the threads are the parent's
-            for _ in self._threads:
+            with self._changing:
+                threads = list(self._threads.values())
+            for _ in threads:
                 self._asked.put(None)
-            for thread in self._threads:
+            for thread in threads:
                 thread.join()
 
-    def _work(self) -> None:
-        while not self._stopped:
+    def _work(self, number: int) -> None:
+        while not self._stopped and not self._leave(number):
             try:
                 coming = self._asked.get(block=not self._planned)
             except Empty:
@@ -111,6 +135,15 @@ class Readers:
                 if coming is not None:
                     coming.pass_through(self._plan)
                     self._planned.append(coming)
+
+    def _leave(self, number: int) -> bool:
+        """Return whether this thread is one too many by now."""
+        with self._changing:
+            if number < self._count or self._wide:
+                return False
+            del self._threads[number]
+        self._asked.put(None)  # another sees to what this one planned
+        return True
 
     def _read(self) -> None:
         try:

@@ -53,7 +53,10 @@ class StreamWriter:
         Raises:
             SpecMismatchError: If the observation does not fit the spec.
         """
-        values = self._leaves(self._spec.observation, observation, "observation")
+        try:
+            values = self._observed(observation)
+        except SpecMismatchError as err:
+            raise self._at_step(err) from err
         with self._engine.lock:
             self._check_open()
             self._end_running()
@@ -82,11 +85,13 @@ class StreamWriter:
         self._check_open()
         if not self._in_episode:
             raise WriterStateError(f"stream {self.name!r}: step() outside an episode")
-        acted = self._leaves(self._spec.action, action, "action", in_space=True)
-        gain = self._checked(check_reward, reward)
-        ended = self._checked(check_flag, "terminated", terminated)
-        cut = self._checked(check_flag, "truncated", truncated)
-        follows = self._leaves(self._spec.observation, next_observation, "observation")
+        try:
+            acted = self._acted(action)
+            gain = check_reward(reward)
+            ended, cut = check_flag("terminated", terminated), check_flag("truncated", truncated)
+            follows = self._observed(next_observation)
+        except SpecMismatchError as err:
+            raise self._at_step(err) from err
         engine, stream = self._engine, self._stream
         with engine.lock:
             tail = stream.tails[-1]
@@ -129,18 +134,19 @@ class StreamWriter:
         if np.ndim(rewards) != 1:
             raise SpecMismatchError(f"stream {self.name!r}: rewards: expected shape (T,), got {np.shape(rewards)}")
         count = len(rewards)
-        gains = self._checked(check_rewards, rewards, count=count)
-        ended = self._checked(check_flags, "terminations", terminations, count=count)
-        cut = self._checked(check_flags, "truncations", truncations, count=count)
-        if count == 0:
-            raise SpecMismatchError(f"stream {self.name!r}: an episode needs at least one step")
-        early = np.flatnonzero(ended[:-1] | cut[:-1])
-        if len(early):
-            raise SpecMismatchError(
-                f"stream {self.name!r}: step {int(early[0])} of {count} ends the episode, but steps follow",
-            )
-        seen = self._leaves(self._spec.observation, observations, "observation", count=count + 1)
-        acted = self._leaves(self._spec.action, actions, "action", count=count, in_space=True)
+        try:
+            gains = check_rewards(rewards, count=count)
+            ended = check_flags("terminations", terminations, count=count)
+            cut = check_flags("truncations", truncations, count=count)
+            if count == 0:
+                raise SpecMismatchError("an episode needs at least one step")
+            early = np.flatnonzero(ended[:-1] | cut[:-1])
+            if len(early):
+                raise SpecMismatchError(f"step {int(early[0])} of {count} ends the episode, but steps follow")
+            seen = self._observed(observations, count=count + 1)
+            acted = self._acted(actions, count=count)
+        except SpecMismatchError as err:
+            raise self._at_step(err) from err
         engine, stream, done, ids = self._engine, self._stream, 0, []
         with engine.lock:
             self._check_open()
@@ -206,14 +212,16 @@ class StreamWriter:
                 hint="Get another one from store.writer().",
             )
 
-    def _leaves(self, tree: Any, value: Any, name: str, **options: Any) -> list[Any]:
-        specs = self._spec.observation_leaves if name == "observation" else self._spec.action_leaves
-        parts = self._checked(flatten, tree, value, name)
-        return [self._checked(check_array, s, v, **options) for s, v in zip(specs, parts, strict=True)]
+    def _observed(self, value: Any, count: int | None = None) -> list[Any]:
+        spec = self._spec
+        parts = flatten(spec.observation, value, "observation")
+        return [check_array(s, v, count=count) for s, v in zip(spec.observation_leaves, parts, strict=True)]
 
-    def _checked(self, check: Any, *args: Any, **options: Any) -> Any:
-        try:
-            return check(*args, **options)
-        except SpecMismatchError as err:
-            where = f"stream {self.name!r}, step {self.steps}: {err}"
-            raise SpecMismatchError(where, path=self._store.path, hint=err.hint) from err
+    def _acted(self, value: Any, count: int | None = None) -> list[Any]:
+        spec = self._spec
+        parts = flatten(spec.action, value, "action")
+        return [check_array(s, v, count=count, in_space=True) for s, v in zip(spec.action_leaves, parts, strict=True)]
+
+    def _at_step(self, err: SpecMismatchError) -> SpecMismatchError:
+        where = f"stream {self.name!r}, step {self.steps}: {err}"
+        return SpecMismatchError(where, path=self._store.path, hint=err.hint)
