@@ -29,6 +29,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "filesystem": _output("findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(folder)),
+        "read_ahead_kib": _read_ahead(folder),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "commit": _output("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"),
@@ -90,6 +91,15 @@ def files_under(*folders: Path) -> list[Path]:
 def bytes_under(*folders: Path) -> int:
     """Return the bytes that the files under these folders take on disk."""
     return sum(path.stat().st_blocks * 512 for path in files_under(*folders))
+
+
+def _read_ahead(folder: Path) -> int | None:
+    """Return how much the kernel reads around a fault in a file of this file system, in KiB."""
+    if not folder.exists():
+        return None
+    device = folder.stat().st_dev
+    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    return int(path.read_text(encoding="ascii")) if path.exists() else None
 
 
 def _output(*command: str) -> str:

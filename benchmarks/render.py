@@ -76,7 +76,8 @@ def _section(question: ModuleType, name: str, result: dict[str, Any], out: Path)
     lines = [
         f'## <a id="{name}"></a>{question.TITLE}\n',
         (question.__doc__ or "").strip() + quick + unfinished + "\n",
-        f"{about['cores']} cores ({about['cpu']}), {about['memory_gib']} GiB, {about['filesystem']}, Linux "
+        f"{about['cores']} cores ({about['cpu']}), {about['memory_gib']} GiB, {about['filesystem']}"
+        f"{_read_ahead(about)}, Linux "
         f"{about['kernel']}, Python {about['python']}, diskreplay at {about['commit'] or 'an unknown commit'}; "
         + ", ".join(f"{library} {version}" for library, version in sorted(libraries.items()))
         + f". {result['settings']['rounds']} rounds; load {about['load_at_start']:.1f} at the start.\n",
@@ -89,6 +90,11 @@ def _section(question: ModuleType, name: str, result: dict[str, Any], out: Path)
         plot(question, result, measures, picture)
         lines.append(f"![{question.TITLE}](plots/{picture.name})\n")
     return "\n".join(lines)
+
+
+def _read_ahead(about: dict[str, Any]) -> str:
+    size = about.get("read_ahead_kib")
+    return f" (read-ahead {size:,} KiB)" if size else ""
 
 
 def _table(case: dict[str, Any], measures: Sequence[str]) -> list[str]:

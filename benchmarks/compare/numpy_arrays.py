@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 from pathlib import Path
@@ -14,15 +15,35 @@ from benchmarks.worker import repeat
 
 
 class Windows:
-    """Gather windows of k + 1 rows: the limit for arrays in RAM, page faults for a memory map."""
+    """Gather windows of k + 1 rows: the limit for arrays in RAM, page faults for a memory map.
 
-    def __init__(self, rows: str, *, stack: int, seconds: float, mapped: bool = False, batch_size: int = 256) -> None:
+    Args:
+        rows: The folder of the rows.
+        stack, batch_size: k and B.
+        seconds: Of a run.
+        mapped: A memory map instead of RAM.
+        advised: Tell the kernel that the map is read at random: then a fault reads a page and nothing around it.
+    """
+
+    def __init__(
+        self,
+        rows: str,
+        *,
+        stack: int,
+        seconds: float,
+        mapped: bool = False,
+        advised: bool = False,
+        batch_size: int = 256,
+    ) -> None:
+        self.advised = advised
         self.folder, self.stack, self.seconds, self.batch_size = Path(rows), stack, seconds, batch_size
         self.mapped = mapped
 
     def prepare(self) -> dict[str, Any]:
         """Load, gather some batches."""
         self.rows = Rows.load(self.folder, mapped=self.mapped)
+        if self.advised:
+            self.rows.observation._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]  # noqa: SLF001  numpy offers no other way
         self.rng = np.random.default_rng(0)
         self.transitions = self.rows.transitions
         if not self.mapped:  # a page that is mapped now could not be made cold any more

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from diskreplay.experience import Batch
+from diskreplay.storage.gather import Pieces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from diskreplay.storage.gather import Pieces
+    from diskreplay.storage.gather import Taken
 
 UNHELD = 2
 SMALL = 1 << 16
@@ -34,10 +35,13 @@ class Buffers:
         self._kept: dict[tuple[tuple[int, ...], str], list[NDArray[Any]]] = {}
         self._lock = threading.Lock()
 
-    def take(self, pieces: Sequence[Pieces]) -> list[NDArray[Any]]:
-        """Return one array for each, of its shape."""
+    def take(self, pieces: Sequence[Pieces | Taken]) -> list[NDArray[Any] | None]:
+        """Return an array for each that is to be read, of its shape."""
         with self._lock:
-            return [self._one((*p.leading, *p.geometry.shape), p.geometry.dtype) for p in pieces]
+            return [
+                self._one((*p.leading, *p.geometry.shape), p.geometry.dtype) if isinstance(p, Pieces) else None
+                for p in pieces
+            ]
 
     def _one(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize

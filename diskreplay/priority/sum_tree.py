@@ -83,6 +83,11 @@ class SumTree:
         return self._loaded[: self._blocks][np.asarray(blocks, np.int64)]
 
     @property
+    def loaded(self) -> NDArray[np.bool_]:
+        """Flags of the blocks, (blocks,) or longer, True where their leaves are known; not to be written to."""
+        return self._loaded
+
+    @property
     def dense(self) -> bool:
         """Whether most blocks are expected to be loaded: then huge pages are worth their memory."""
         return self._dense
@@ -263,9 +268,12 @@ class SumTree:
 
     def stratified_targets(self, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return n ascending targets, one uniform in each [i * total / n, (i + 1) * total / n)."""
-        targets = rng.random(n)
-        targets += np.arange(n)
-        targets /= n
+        return self.targets_of(rng.random(n))
+
+    def targets_of(self, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the targets that `stratified_targets` makes of its random numbers, (n,) in [0, 1)."""
+        targets = uniforms + np.arange(uniforms.size)
+        targets /= uniforms.size
         targets *= self._total_above_zero()
         return targets
 
@@ -274,6 +282,19 @@ class SumTree:
         targets = rng.random(n)
         targets *= self._total_above_zero()
         return targets
+
+    def draw_loaded(
+        self, n: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.float64]] | None]:
+        """Do as `stratified_targets`, `find` and `get`, at once; without a result if a target's block is not loaded.
+
+        Returns:
+            The random numbers, (n,) in [0, 1), for `targets_of`, and leaves (n,) and their values (n,).
+        """
+        uniforms = rng.random(n)
+        leaves, values = np.empty(n, np.int64), np.empty(n)
+        found = kernels.draw_stratified(self._tree, uniforms.copy(), leaves, values) == kernels.OK
+        return uniforms, (leaves, values) if found else None
 
     def sample_stratified(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw n leaves, one from each of n equal shares of the total; ascending."""

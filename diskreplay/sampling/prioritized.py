@@ -192,12 +192,18 @@ class PrioritizedSampler(Sampler):
                     f"{self.store.path}: every priority is 0, so nothing can be drawn",
                     hint="Give some transition a priority with set_priorities.",
                 )
-            blocks, residual = tree.locate_blocks(tree.stratified_targets(batch_size, self._random))
-            if not priorities.load(blocks) or (tree.block_totals(blocks) > 0).all():
+            uniforms, found = tree.draw_loaded(batch_size, self._random)
+            if found is not None:
+                leaves, values = found
+                break
+            blocks, residual = tree.locate_blocks(tree.targets_of(uniforms))
+            priorities.load(blocks)
+            if (tree.block_totals(blocks) > 0).all():
+                leaves = tree.find_in_blocks(blocks, residual)
+                values = tree.get(leaves)
                 break
             # What was loaded is newer than the sums it was chosen by, and is 0 by now; each turn loads more.
-        leaves = tree.find_in_blocks(blocks, residual)
-        probabilities = tree.get(leaves) / tree.total
+        probabilities = values / tree.total
         beta = self.beta(self.batches) if isinstance(self.beta, LinearSchedule) else float(self.beta)
         weight = importance_weights(probabilities, size=len(self.store), beta=beta)
         return Draw(priorities.step_ids(leaves), weight)

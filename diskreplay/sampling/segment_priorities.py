@@ -11,7 +11,7 @@ from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.priority import SumTree, allow_huge_pages, leaf_value
 from diskreplay.sampling.changes import Changes
 from diskreplay.sampling.sampler import REFRESHES
-from diskreplay.storage import layout
+from diskreplay.storage import layout, planning_kernels
 from diskreplay.storage.lookup import SegmentLookup
 
 if TYPE_CHECKING:
@@ -106,6 +106,11 @@ class SegmentPriorities:
             ValueError: If a step id is live but not that of a transition, or was never in the store.
         """
         places, rows = self._place_of.split(step_ids, self.steps)
+        leaves = np.empty(len(step_ids), np.int64)
+        if planning_kernels.join_leaves(
+            places, rows, self.span, self._rows, self.size, self.tree.loaded, self._priority, leaves
+        ):
+            return leaves, np.ones(len(leaves), np.bool_)
         live = places >= 0
         leaves = places * np.int64(self.span) + rows
         if live.all():
@@ -121,8 +126,9 @@ class SegmentPriorities:
 
     def step_ids(self, leaves: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the step ids of leaves."""
-        places = leaves // self.span
-        return np.asarray(self.segment[places] * self.steps + (leaves - places * self.span), np.int64)
+        found = np.empty(len(leaves), np.int64)
+        planning_kernels.join_step_ids(leaves, self.span, self.segment, self.steps, found)
+        return found
 
     def get(self, leaves: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the priorities of leaves that are loaded."""
@@ -143,18 +149,17 @@ class SegmentPriorities:
         self._version = -1
         self.sync()
 
-    def load(self, blocks: NDArray[np.int64], *, trusted: bool = True) -> bool:
+    def load(self, blocks: NDArray[np.int64], *, trusted: bool = True) -> None:
         """Have the leaves of these blocks of the tree in memory. Cost: O(rows of those that are not).
 
-        Returns:
-            Whether some were not: their sums may be others now, if the priorities' owner went on or rows became final.
+        Their sums may be others then, if the priorities' owner went on or rows became final.
 
         Raises:
             CorruptStoreError: If the index holds other priorities than the checkpoint says.
         """
         loaded = self.tree.is_loaded(blocks)
         if loaded.all():
-            return False
+            return
         missing = np.unique(blocks[~loaded])
         for block, priorities in self._stored(missing):
             self._load(block, priorities, trusted=trusted)
@@ -164,7 +169,6 @@ class SegmentPriorities:
                 allow_huge_pages(self._priority, allowed=True)
         if not self._unloaded:
             self.access.forget_journal(self.name)
-        return True
 
     def _key(self, block: int) -> tuple[int, int]:
         """Return the segment of a block of the tree, and which of its blocks it is."""

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from diskreplay.storage.fields import Coding, Field
 
 CODECS = {"none": kernels.CODEC_NONE, "zstd": kernels.CODEC_ZSTD, "lz4": kernels.CODEC_LZ4, "lz4hc": kernels.CODEC_LZ4}
+FEW_BYTES = 1 << 16
 _REASONS = {
     kernels.SHORT: "is cut off",
     kernels.DAMAGED: "is damaged (checksum)",
     kernels.UNDECODABLE: "cannot be decoded",
 }
-FEW_BYTES = 1 << 16
 _local = threading.local()
 
 
@@ -157,6 +157,48 @@ class Pieces:
         return replace(self, fd=np.asarray(fds, np.int32)[self.fd])
 
 
+@dataclass
+class Taken:
+    """Rows of a field that were copied when the plan was made: they are few, and were in memory.
+
+    Attributes:
+        values: (*leading, *shape).
+    """
+
+    values: NDArray[Any]
+
+    def announce(self) -> None:
+        """Nothing will be read."""
+
+    def fetch(self, out: NDArray[Any] | None = None) -> NDArray[Any]:  # noqa: ARG002  as of Pieces
+        """Return the rows."""
+        return self.values
+
+    def portable(self) -> tuple[Taken, list[tuple[str, str]]]:
+        """Return them for another process."""
+        return self, []
+
+    def resolved(self, fds: Sequence[int]) -> Taken:  # noqa: ARG002  as of Pieces
+        """Return them: they need no files."""
+        return self
+
+
+def take(item: Field, leading: tuple[int, ...], *places: NDArray[Any]) -> Taken | None:
+    """Copy rows that are all in memory, if they are few; else return None.
+
+    Args:
+        item: The field.
+        leading: Shape that the rows are given.
+        places: slots (N,), rows (N,), and the address of each slot's rows, as `kernels.take_rows` takes them.
+    """
+    if len(places[0]) * item.row_bytes > FEW_BYTES or not native.AVAILABLE:
+        return None
+    values = np.empty((*leading, *item.shape), item.dtype)
+    if not kernels.take_rows(*places, item.row_bytes, values.reshape(-1).view(np.uint8)):
+        return None
+    return Taken(values)
+
+
 class _Scratch:
     def __init__(self) -> None:
         self.raw = np.empty(0, np.uint8)
@@ -172,9 +214,7 @@ class _Scratch:
 
 
 def gather_compiled(pieces: Pieces, out: NDArray[np.uint8]) -> int:
-    """Fetch rows, without the GIL if they are many; return -1, or what went wrong and where, as the kernel says it."""
-    if len(out) <= FEW_BYTES and kernels.copy_rows(pieces.address, pieces.geometry.row_bytes, out):
-        return -1
+    """Fetch rows without the GIL; return -1, or what went wrong and where, as the kernel says it."""
     scratch = getattr(_local, "scratch", None)
     if scratch is None:
         scratch = _local.scratch = _Scratch()

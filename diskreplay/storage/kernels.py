@@ -1,6 +1,6 @@
 """Compiled loops that move bytes: announcing, reading, checking, decoding, copying.
 
-All but `copy_rows` release the GIL. They call into C libraries (native.py); each has a plain Python twin beside its
+All but `take_rows` release the GIL. They call into C libraries (native.py); each has a plain Python twin beside its
 only caller. Addresses are int64.
 """
 
@@ -86,20 +86,26 @@ def _decode_lz4(raw, body, place, chunk_bytes, wanted):
 
 
 @njit(cache=True)
-def copy_rows(addresses, row_bytes, out):
-    """Copy N rows that are in memory to `out`, unless one of them is not; return whether it was done.
+def take_rows(slots, rows, bases, row_bytes, out):
+    """Copy rows of one field to `out`, unless one of them is not in memory; return whether it was done.
 
     A few kilobytes, and so the GIL stays: a thread that gives it up waits far longer for it than this takes.
+
+    Args:
+        slots, rows: (N,); slot ZERO stands for a row of zeros.
+        bases: Per slot, the address of its rows, 0 if they are not in memory.
+        row_bytes: Bytes of a row.
+        out: (N * row_bytes,) u8.
     """
-    for i in range(len(addresses)):
-        if addresses[i] == 0:
+    for i in range(len(slots)):
+        if slots[i] != ZERO and bases[slots[i]] == 0:
             return False
     size, target = np.uint64(row_bytes), np.uint64(out.ctypes.data)
-    for i in range(len(addresses)):
-        if addresses[i] == ZERO:
+    for i in range(len(slots)):
+        if slots[i] == ZERO:
             native.memset(target, np.int32(0), size)
         else:
-            native.memcpy(target, np.uint64(addresses[i]), size)
+            native.memcpy(target, np.uint64(bases[slots[i]] + rows[i] * row_bytes), size)
         target += size
     return True
 

@@ -41,6 +41,61 @@ def split_step_ids(step_ids, steps, base, slot_of, slots, rows):
 
 
 @njit(cache=True)
+def join_step_ids(leaves, span, segments, steps, step_ids):
+    """Fill step_ids (B,) of leaves (B,), of which every segment has `span`.
+
+    Args:
+        segments: The segment of each `span` leaves.
+        steps: Rows of a segment.
+    """
+    for i in range(len(leaves)):
+        place = leaves[i] // span
+        step_ids[i] = segments[place] * steps + (leaves[i] - place * span)
+
+
+@njit(cache=True)
+def join_leaves(places, rows, span, known, size, loaded, priorities, leaves):
+    """Fill leaves (B,) of places and rows (B,), unless one of them is not that of a transition whose block is loaded.
+
+    Args:
+        span: Leaves of a place.
+        known: Rows of each place.
+        size: Leaves of a block.
+        loaded: Which blocks are loaded.
+        priorities: Of each leaf; negative where it holds no transition.
+
+    Returns:
+        Whether it was done.
+    """
+    for i in range(len(places)):
+        if places[i] < 0 or rows[i] >= known[places[i]]:
+            return False
+        leaf = places[i] * np.int64(span) + rows[i]
+        if not loaded[leaf // size] or priorities[leaf] < 0:
+            return False
+        leaves[i] = leaf
+    return True
+
+
+@njit(cache=True)
+def first_unknown(slots, rows, available):
+    """Return the first position of (B,) whose slot is negative or whose row its segment does not have; -1: none."""
+    for i in range(len(slots)):
+        if slots[i] < 0 or rows[i] >= available[slots[i]]:
+            return i
+    return -1
+
+
+@njit(cache=True)
+def lacks_ends(slots, n_ends, ends_address):
+    """Return whether a slot of (N,) has episode ends that are not in memory."""
+    lacking = False
+    for i in range(len(slots)):
+        lacking |= n_ends[slots[i]] > 0 and ends_address[slots[i]] == 0
+    return lacking
+
+
+@njit(cache=True)
 def stamp_slots(slots, stamps, stamp, found, count):
     """Stamp each slot of (N,) that is not negative, and add those that were not stamped yet to found[count:].
 

@@ -15,7 +15,7 @@ import numpy as np
 from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.experience.n_step import n_step_return
 from diskreplay.storage import layout, planning_kernels
-from diskreplay.storage.gather import Geometry, Pieces
+from diskreplay.storage.gather import Geometry, Pieces, Taken, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,9 +38,9 @@ class WindowPlan:
         n_step, gamma, frame_stack: What was asked for.
         shared: Whether observation and next observation are columns of one array, (B, k + 1).
         lengths: (B,) steps m of each window. terminated: (B,).
-        observations, actions: One Pieces a leaf. rewards: (B, n).
+        observations, actions: A leaf each: where its rows lie, or the rows themselves. rewards: (B, n).
         keep: What must live as long as the plan: open files, rows in memory.
-        paths: For each Pieces of a portable plan, the paths of its files.
+        paths: For each leaf of a portable plan, the paths of its files.
     """
 
     step_ids: NDArray[np.int64]
@@ -50,13 +50,13 @@ class WindowPlan:
     shared: bool
     lengths: NDArray[np.int64]
     terminated: NDArray[np.bool_]
-    observations: list[Pieces]
-    actions: list[Pieces]
-    rewards: Pieces
+    observations: list[Pieces | Taken]
+    actions: list[Pieces | Taken]
+    rewards: Pieces | Taken
     keep: list[object]
     paths: list[list[tuple[str, str]]] | None = None
 
-    def pieces(self) -> list[Pieces]:
+    def pieces(self) -> list[Pieces | Taken]:
         """Return every field's pieces."""
         return [*self.observations, *self.actions, self.rewards]
 
@@ -65,7 +65,7 @@ class WindowPlan:
         for pieces in self.pieces():
             pieces.announce()
 
-    def fetch(self, buffers: Sequence[NDArray[Any]] | None = None) -> Fetched:
+    def fetch(self, buffers: Sequence[NDArray[Any] | None] | None = None) -> Fetched:
         """Read everything.
 
         Args:
@@ -104,7 +104,7 @@ class WindowPlan:
         return self._with(pieces, keep=[], paths=None)
 
     def _with(
-        self, pieces: list[Pieces], *, keep: list[object], paths: list[list[tuple[str, str]]] | None
+        self, pieces: list[Pieces | Taken], *, keep: list[object], paths: list[list[tuple[str, str]]] | None
     ) -> WindowPlan:
         n = len(self.observations)
         return replace(
@@ -147,7 +147,6 @@ class Reader:
         self.fields = {field.name: field for field in fields}
         self.observation_names = [f.name for f in fields if f.role == "observation"]
         self.action_names = [f.name for f in fields if f.role == "action"]
-        self._hot = [f.name for f in fields if f.hot]
 
     def plan(
         self,
@@ -165,8 +164,21 @@ class Reader:
             CorruptStoreError: If a segment cannot be opened.
         """
         windows = self.windows(step_ids, n_step=n_step, frame_stack=frame_stack, pad_zeros=pad_zeros)
-        window_slot, window_row = windows.window_slot, windows.window_row
-        keep = self.residency.need_files((window_slot.reshape(-1), windows.reward_slot.reshape(-1)), self._hot)
+        seen, paid = (windows.window_slot, windows.window_row), (windows.reward_slot, windows.reward_row)
+        wanted = [
+            *((name, seen) for name in self.observation_names),
+            *((name, (windows.slots, windows.rows)) for name in self.action_names),
+            (REWARD, paid),
+        ]
+        pieces: list[Any] = [self._take(name, *places) for name, places in wanted]
+        missing = [name for (name, _), found in zip(wanted, pieces, strict=True) if found is None]
+        keep: list[object] = []
+        if missing:
+            keep = self.residency.need_files((seen[0].reshape(-1), paid[0].reshape(-1)), missing)
+            places_of = dict(wanted)
+            located = iter([self.pieces(name, *places_of[name]) for name in missing])
+            pieces = [next(located) if found is None else found for found in pieces]
+        n = len(self.observation_names)
         return WindowPlan(
             step_ids=step_ids,
             n_step=n_step,
@@ -175,11 +187,15 @@ class Reader:
             shared=windows.shared,
             lengths=windows.lengths,
             terminated=windows.outcome == planning_kernels.TERMINATED,
-            observations=[self.pieces(n, window_slot, window_row) for n in self.observation_names],
-            actions=[self.pieces(n, windows.slots, windows.rows) for n in self.action_names],
-            rewards=self.pieces(REWARD, windows.reward_slot, windows.reward_row),
+            observations=pieces[:n],
+            actions=pieces[n:-1],
+            rewards=pieces[-1],
             keep=keep,
         )
+
+    def _take(self, name: str, slots: NDArray[np.int32], rows: NDArray[np.int32]) -> Taken | None:
+        bases = self.table.by_field[name].base
+        return take(self.fields[name], slots.shape, slots.reshape(-1), rows.reshape(-1), bases)
 
     def windows(
         self,

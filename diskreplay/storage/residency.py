@@ -87,9 +87,9 @@ class Residency:
     def need_ends(self, slots: NDArray[np.int32]) -> None:
         """Have the episode ends of these slots in memory."""
         table = self.table
-        missing = slots[(table.ends_address[slots] == 0) & (table.n_ends[slots] > 0)]
-        if not len(missing):
+        if not planning_kernels.lacks_ends(slots, table.n_ends, table.ends_address):
             return
+        missing = slots[(table.ends_address[slots] == 0) & (table.n_ends[slots] > 0)]
         with self.index.read() as txn:
             for slot in np.unique(missing).tolist():
                 self._load_ends(txn, slot)

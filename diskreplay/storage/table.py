@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diskreplay.errors import StepEvictedError
+from diskreplay.storage import planning_kernels
 from diskreplay.storage.layout import CUT, INTERRUPTED
 from diskreplay.storage.lookup import SegmentLookup
 
@@ -319,10 +320,9 @@ class SegmentTable:
             StepEvictedError: If one is not in the store; names it.
         """
         slots, rows = self.slots_of(step_ids)
-        known = (slots >= 0) & (rows < self.available[slots])  # slot -1 looks at the last one's, and is out anyway
-        if not known.all():
-            bad = int(step_ids[np.flatnonzero(~known)[0]])
-            raise StepEvictedError(f"step id {bad} is not in the store: evicted, or never written")
+        bad = planning_kernels.first_unknown(slots, rows, self.available)
+        if bad >= 0:
+            raise StepEvictedError(f"step id {int(step_ids[bad])} is not in the store: evicted, or never written")
         return slots, rows
 
     def _note(self, slot: int) -> None:

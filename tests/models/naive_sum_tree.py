@@ -13,12 +13,21 @@ def add(values: list[float]) -> float:
     return total
 
 
+def fold(values: list[float]) -> float:
+    """Add sixteen numbers, missing ones 0: the second half to the first, until one is left."""
+    values = values + [0.0] * (16 - len(values))
+    while len(values) > 1:
+        middle = len(values) // 2
+        values = [a + b for a, b in zip(values[:middle], values[middle:], strict=True)]
+    return values[0]
+
+
 def levels(values: list[float]) -> list[list[float]]:
     """Return the values, the sums of each 16 neighbours, and so on up to a single number."""
     rows = [values]
     while len(rows) == 1 or len(rows[-1]) > 1:
         below = rows[-1]
-        rows.append([add(below[i : i + 16]) for i in range(0, len(below), 16)])
+        rows.append([fold(below[i : i + 16]) for i in range(0, len(below), 16)])
     return rows
 
 
