@@ -70,6 +70,14 @@ class ArraySpec:
             size *= int(side)
         return size * np.dtype(self.dtype).itemsize
 
+    @cached_property
+    def choices(self) -> tuple[int, int]:
+        """Return the first and the last value of a discrete space that its dtype can hold; of others (0, -1)."""
+        if self.kind != "discrete" or self.shape or self.n is None or np.dtype(self.dtype).kind not in "iu":
+            return 0, -1
+        limits = np.iinfo(self.dtype)
+        return max(self.start, int(limits.min)), min(self.start + self.n - 1, int(limits.max))
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; infinities as strings, which every JSON reader takes."""
         out: dict[str, Any] = {"shape": list(self.shape), "dtype": self.dtype, "kind": self.kind}

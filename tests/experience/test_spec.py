@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from diskreplay import ArraySpec, SpecMismatchError, StepSpec
 from diskreplay.experience.n_step import n_step_return
 from diskreplay.experience.spec import build, flatten, leaves
-from diskreplay.experience.validation import check_array
+from diskreplay.experience.validation import check_array, check_reward
 
 LEAVES = st.one_of(
     st.builds(lambda n, start: spaces.Discrete(n, start=start), st.integers(1, 9), st.integers(-3, 3)),
@@ -102,3 +102,35 @@ def test_n_step_returns(n, gamma, rewards, ended):
             expected += np.float64(given_[0, j]) * np.power(np.float64(gamma), j)
         assert total[0] == np.float32(expected)
         assert discount[0] == np.float32(0.0 if ended else np.power(np.float64(gamma), m))
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8, np.array])
+@pytest.mark.parametrize(
+    ("dtype", "n", "start"), [("int64", 3, 0), ("uint8", 300, 0), ("int8", 3, -1), ("uint8", 4, 250)]
+)
+def test_a_choice_is_taken_as_it_is_and_as_an_array_the_same(dtype, n, start, kind):
+    """The short way of single choices accepts, refuses and returns what the general one does."""
+    spec = ArraySpec("action", (), dtype, "discrete", n=n, start=start)
+    for value in (start - 1, start, start + n - 1, start + n):
+        try:
+            offered = kind(value)
+        except OverflowError:
+            continue
+        good = start <= value < start + n and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+        if good:
+            taken = check_array(spec, offered, in_space=True)
+            assert (taken.dtype, taken.shape, int(taken)) == (np.dtype(dtype), (), value)
+        else:
+            with pytest.raises(SpecMismatchError, match=r"^action: expected"):
+                check_array(spec, offered, in_space=True)
+
+
+@pytest.mark.parametrize("value", [1.5, np.float32(1.5), np.float16(1.5), np.float64(1.5), 1, True])
+def test_a_reward_is_any_finite_number(value):
+    assert check_reward(value) == float(value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.float32(np.inf), 1e39, np.longdouble(1e39), "1", None, [1.0, 2.0]])
+def test_a_reward_that_is_none_is_refused(value):
+    with pytest.raises(SpecMismatchError, match=r"^reward: expected"):
+        check_reward(value)
