@@ -19,6 +19,7 @@ LINES = ("#22577a", "#c8553d", "#6b7280", "#588157", "#b08968")
 UNITS = {
     "transitions_per_second": "transitions/s", "steps_per_second": "steps/s", "commits_per_second": "commits/s",
     "updates_per_second": "updates/s", "sample_seconds": "draw, µs", "update_seconds": "update, µs",
+    "both_seconds": "both, µs",
     "first_batch_seconds": "first batch, s", "memory_bytes": "memory, MB", "commit_seconds": "commit, ms",
     "small_commit_seconds": "commit after a tenth, ms", "wait_share": "waiting, %", "priorities_share": "priorities, %",
     "bytes_per_step_bytes": "bytes a step", "observation_bytes": "observations, bytes a step",

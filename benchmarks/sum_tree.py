@@ -3,13 +3,13 @@
 A draw finds 256 leaves and reads their values. diskreplay's sampler draws stratified, so neighbours share paths;
 TorchRL's draws independently. Both ways are measured for both. TorchRL's tree is float32, diskreplay's float64;
 cpprb's is not to be had alone: its draw computes weights and gathers a float, its update keeps a second tree. Medians
-of single batches.
+of single batches; "both" is a draw and the update of what it drew.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TITLE = "Sum tree: draw and update 256 priorities"
 MEASURE = "sample_seconds"
-MEASURES = ("sample_seconds", "update_seconds")
+MEASURES = ("sample_seconds", "update_seconds", "both_seconds")
 SIZES = (1_000_000, 10_000_000, 100_000_000)
 BLOCK = 8_192
 OURS, INDEPENDENT = "diskreplay", "diskreplay, independent draws"
@@ -46,19 +46,28 @@ class Tree:
         self.values = self.rng.random(self.batch_size) + 0.01
         self.run()
 
+    def draw(self) -> Any:
+        """Draw leaves and read their values, as the sampler does if stratified; return the leaves."""
+        if self.stratified:
+            _, found = self.tree.draw_loaded(self.batch_size, self.rng)
+            assert found is not None
+            return found[0]
+        leaves = self.tree.sample(self.batch_size, self.rng)
+        self.tree.get(leaves)
+        return leaves
+
     def run(self) -> dict[str, float]:
         """Return the median seconds of a batch."""
-        draw = self.tree.sample_stratified if self.stratified else self.tree.sample
         times = np.empty((self.batches, 2))
         for i in range(self.batches):
             began = time.perf_counter()
-            leaves = draw(self.batch_size, self.rng)
-            self.tree.get(leaves)
+            leaves = self.draw()
             sampled = time.perf_counter()
             self.tree.update(leaves, self.values)
             times[i] = sampled - began, time.perf_counter() - sampled
         sample, update = np.median(times, axis=0)
-        return {"sample_seconds": float(sample), "update_seconds": float(update)}
+        both = float(np.median(times.sum(axis=1)))
+        return {"sample_seconds": float(sample), "update_seconds": float(update), "both_seconds": both}
 
 
 def cases(settings: Settings) -> list[Case]:

@@ -117,7 +117,8 @@ class Tree:
             self.buffer.update_priorities(batch["indexes"], self.priorities)
             times[i] = sampled - began, time.perf_counter() - sampled
         sample, update = np.median(times, axis=0)
-        return {"sample_seconds": float(sample), "update_seconds": float(update)}
+        both = float(np.median(times.sum(axis=1)))
+        return {"sample_seconds": float(sample), "update_seconds": float(update), "both_seconds": both}
 
 
 class Loading:
