@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numba import njit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,12 +35,24 @@ def n_step_return(
     >>> r.tolist(), d.tolist()
     ([1.5], [0.25])
     """
-    if rewards.shape[1] == 1:
-        first = rewards[:, 0] + np.float32(0.0)  # a copy, and never -0.0
-        return first, np.where(terminated, np.float32(0.0), np.float32(gamma))
     powers = np.power(np.float64(gamma), np.arange(rewards.shape[1] + 1))
-    total = np.zeros(len(rewards), dtype=np.float64)
-    for j in range(rewards.shape[1]):
-        total += np.where(j < lengths, rewards[:, j].astype(np.float64) * powers[j], 0.0)
-    discount = np.where(terminated, 0.0, powers[lengths])
-    return total.astype(np.float32), discount.astype(np.float32)
+    returns, discounts = np.empty(len(rewards), np.float32), np.empty(len(rewards), np.float32)
+    _fold(rewards, lengths, terminated, powers, returns, discounts)
+    return returns, discounts
+
+
+@njit(cache=True)
+def _fold(
+    rewards: NDArray[np.float32],
+    lengths: NDArray[np.int64],
+    terminated: NDArray[np.bool_],
+    powers: NDArray[np.float64],
+    returns: NDArray[np.float32],
+    discounts: NDArray[np.float32],
+) -> None:
+    for i in range(len(rewards)):
+        total = 0.0
+        for j in range(lengths[i]):
+            total += np.float64(rewards[i, j]) * powers[j]
+        returns[i] = total
+        discounts[i] = 0.0 if terminated[i] else powers[lengths[i]]

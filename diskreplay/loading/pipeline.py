@@ -223,14 +223,19 @@ class Pipeline:
     def _plan(self, coming: Coming) -> None:
         self._planner.sampler.serve()
         coming.planned = self._planner.plan(coming.request.result())
-        self._announcing.announce(coming.planned[1])
+        if not coming.planned[1].complete:
+            self._announcing.announce(coming.planned[1])
 
     def _fetch(self, coming: Coming) -> None:
         assert coming.planned is not None  # noqa: S101  by _plan
-        with self._announcing.fetching():
-            draw, plan, fetched = self._planner.fetch(*coming.planned, self._buffers)
-        if self._readers is not None:
-            self._readers.widen(wide=self._announcing.cold)
+        if coming.planned[1].complete:
+            draw, plan = coming.planned
+            fetched = plan.fetch()
+        else:
+            with self._announcing.fetching():
+                draw, plan, fetched = self._planner.fetch(*coming.planned, self._buffers)
+            if self._readers is not None:
+                self._readers.widen(wide=self._announcing.cold)
         batch = assemble(self._planner.sampler.store.spec, plan, fetched, draw.weight)
         tensors = to_tensors(batch, pin=self._device.type == "cuda")
         coming.finish((draw, tensors if self._device.type == "cpu" else to_device(tensors, self._device)))

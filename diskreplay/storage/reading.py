@@ -60,6 +60,11 @@ class WindowPlan:
         """Return every field's pieces."""
         return [*self.observations, *self.actions, self.rewards]
 
+    @property
+    def complete(self) -> bool:
+        """Return whether nothing is left to read: all rows were taken when the plan was made."""
+        return all(isinstance(pieces, Taken) for pieces in self.pieces())
+
     def announce(self) -> None:
         """Tell the kernel which bytes will be read soon."""
         for pieces in self.pieces():
