@@ -39,7 +39,7 @@ class ReplayLoader(DataLoader[Any]):
         sampler: Draws the step ids and weights.
         batch_size: B.
         n_step, gamma, frame_stack, padding: The window, as for `ReplayStore.read`.
-        prefetch: Batches drawn and read ahead; at least 1.
+        prefetch: Batches drawn and read ahead; at least 1. Of batches of a few kilobytes, between half of it and all.
         threads: Threads that read; None: as many as there are cores, 4 at most, and 4 while they wait for a disk.
             0: `next()` reads, which is faster for batches so small that handing them from thread to thread costs more.
             Ignored with worker processes.

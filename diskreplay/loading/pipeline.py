@@ -17,6 +17,7 @@ import torch
 from diskreplay.errors import CorruptionWarning, CorruptStoreError, StepEvictedError
 from diskreplay.loading.tensors import Buffers, to_device, to_tensors
 from diskreplay.loading.threads import Coming, Readers
+from diskreplay.storage.gather import FEW_BYTES
 from diskreplay.store.windows import assemble
 
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ class Planner:
         self.skip_damaged = skip_damaged
         self.redrawn = 0
         self.skipped: dict[int, str] = {}
+
+    def is_small(self, batch_size: int) -> bool:
+        """Return whether a batch is so small that its rows are taken while it is planned, if they are in memory."""
+        spec, stack = self.sampler.store.spec, self.window["frame_stack"]
+        rows = batch_size * 2 * stack
+        seen = all(rows * leaf.row_bytes <= FEW_BYTES for leaf in spec.observation_leaves)
+        return seen and all(batch_size * leaf.row_bytes <= FEW_BYTES for leaf in spec.action_leaves)
 
     def draw_ahead(self, batch_size: int) -> Draw:
         """Draw a batch that is to be delivered later."""
@@ -160,7 +168,8 @@ class Pipeline:
     Args:
         planner: Plans the draws.
         batch_size: B.
-        depth: Batches on their way.
+        depth: Batches on their way, at most. Small batches are asked for half as many at a time: then a thread is
+            woken, and takes the GIL, once for several.
         threads: Threads that plan and read; 0: the caller does everything, planning ahead all the same.
         most: Threads while reads wait for a disk.
         device: Where the tensors go.
@@ -172,6 +181,7 @@ class Pipeline:
         self._planner = planner
         self._batch_size = batch_size
         self._depth = depth
+        self._at_once = max(1, depth // 2) if planner.is_small(batch_size) else 1
         self._device = device
         self._pid = os.getpid()
         self._buffers = Buffers(depth + most + 2)
@@ -204,13 +214,16 @@ class Pipeline:
                 sampler.recall([coming.request.made for coming in self._waiting if coming.request.made is not None])
 
     def _request(self) -> None:
-        """Have `depth` batches on their way.
+        """Have `depth` batches on their way, unless enough of them are.
 
         The threads draw them, so that the learner need not wait; but not while steps may come at any time through a
         writer: then a draw is made at once, so that a seed still fixes it.
         """
         sampler = self._planner.sampler
-        while len(self._waiting) < self._depth:
+        delivered, few = self._planner.sampler.batches_delivered, self._at_once
+        # A function of the batches delivered in all, so that a run that goes on after a cut asks at the same times.
+        wanted = self._depth - delivered % few if few > 1 else self._depth
+        while len(self._waiting) < wanted:
             coming = Coming(sampler.request(partial(self._planner.draw_ahead, self._batch_size)))
             if not sampler.store.steady:
                 sampler.serve()

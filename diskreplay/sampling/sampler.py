@@ -99,6 +99,7 @@ class Sampler(ABC):
         self.store = store
         self.name = name
         self.batches = 0
+        self.batches_delivered = 0
         self._random = np.random.default_rng(seed)
         self._in_flight: dict[int, Draw] = {}
         self._numbers = count()
@@ -184,7 +185,8 @@ class Sampler(ABC):
 
     def delivered(self, draw: Draw) -> Draw:
         """Note that a batch drawn ahead reached its user. Takes no lock: another thread may be drawing."""
-        self._in_flight.pop(draw.number, None)
+        if self._in_flight.pop(draw.number, None) is not None:
+            self.batches_delivered += 1
         return draw
 
     def mend(self, draw: Draw, step_ids: NDArray[np.int64], weight: NDArray[np.float32]) -> Draw:
@@ -230,6 +232,7 @@ class Sampler(ABC):
                 self._random.bit_generator.state = state["random"]
                 self.batches = int(state["batches"])
                 self._drawn_before = deque(Draw.from_json(draw) for draw in state["in_flight"])
+                self.batches_delivered = self.batches - len(self._drawn_before)
             except (KeyError, TypeError, ValueError) as err:
                 raise SpecMismatchError(f"sampler {self.name!r}: not a sampler's state: {err!r}") from err
             self._in_flight = {}
