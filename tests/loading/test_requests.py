@@ -108,3 +108,19 @@ def test_warm_plans_are_announced_now_and_then(monkeypatch):
     for _ in range(Announcing.WARM):
         announcing.announce(plan)
     assert plan.announced == before + Announcing.WARM
+
+
+@pytest.mark.parametrize(("batch_size", "ahead"), [(16, [7, 6, 5, 4, 7, 6, 5, 4, 7]), (4096, [7] * 9)])
+def test_small_batches_are_asked_for_several_at_a_time(make_store, batch_size, ahead):
+    """At moments that depend on nothing but how many were delivered, also by an iterator made later."""
+    store = make_store()
+    fill(store, episodes=4, length=20)
+    sampler = UniformSampler(store, seed=0)
+    seen = []
+    for count in (3, 6):
+        batches = iter(ReplayLoader(sampler, batch_size=batch_size, frame_stack=2, prefetch=8, threads=0))
+        for _ in range(count):
+            next(batches)
+            seen.append(sampler.batches - sampler.batches_delivered)
+        batches.close()
+    assert seen == ahead
