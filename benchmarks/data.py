@@ -93,6 +93,11 @@ def write_episode(writer: Any, rows: Rows, episode: slice) -> None:
     )
 
 
+def second_rows(folder: Path) -> Path:
+    """Return a copy of a folder's rows: who reads them has none of the others' pages in the page cache."""
+    return _once(folder / "rows-again", lambda path: shutil.copytree(folder / "rows", path), folder=False)
+
+
 def tiny(data: Path, steps: int) -> Path:
     """Return a store of so many steps of a few bytes each, with committed priorities."""
 
@@ -140,7 +145,7 @@ def _generated(data: Path, name: str, steps: int, shape: tuple[int, ...], dtype:
     return _once(data / name, make)
 
 
-def _once(path: Path, make: Callable[[Path], None], *, folder: bool = True) -> Path:
+def _once(path: Path, make: Callable[[Path], object], *, folder: bool = True) -> Path:
     if path.exists():
         return path
     partial = path.with_name(f"making-{path.name}")
