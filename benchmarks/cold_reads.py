@@ -45,9 +45,8 @@ def cases(settings: Settings) -> list[Case]:
         if limit is None:
             about["no_memory_limit"] = "a quick run" if settings.quick else "cgroup v1 is not to be had: not cold"
         who = contestants(settings, folder, store, stack, window)
-        found.append(
-            Case(name, who, about, memory_limit=limit, cold=(store, folder / "rows", data.second_rows(folder)))
-        )
+        files = store, folder / "rows", data.second_rows(folder)
+        found.append(Case(name, who, about, memory_limit=limit, cold=files))
     return found
 
 
@@ -55,6 +54,7 @@ def contestants(settings: Settings, folder: Path, store: Path, stack: int, windo
     """Return who reads these rows."""
     compare, seconds = "benchmarks.compare", settings.pick(6.0, 0.2)
     read = {"rows": str(folder / "rows"), "stack": stack, "seconds": seconds}
+    again = {**read, "rows": str(data.second_rows(folder)), "mapped": True, "advised": True}
     torchrl = "Memmap" if stack == 1 else "Slices"
     scratch = settings.data / "scratch"
     return (
@@ -62,8 +62,7 @@ def contestants(settings: Settings, folder: Path, store: Path, stack: int, windo
                    {"store": str(store), "frame_stack": stack, "seconds": seconds, "warm": False}),
         Contestant(NUMPY, f"{compare}.numpy_arrays:Windows", {**read, "mapped": True},
                    note="no priorities, no checks"),
-        Contestant(ADVISED, f"{compare}.numpy_arrays:Windows", {**read, "rows": str(data.second_rows(folder)), "mapped": True, "advised": True},
-                   note="no priorities, no checks"),
+        Contestant(ADVISED, f"{compare}.numpy_arrays:Windows", again, note="no priorities, no checks"),
         Contestant(CPPRB, f"{compare}.cpprb_buffers:Prioritized", {**read, "scratch": f"{scratch}-cpprb"},
                    needs="cpprb", note="mmap_prefix, next_of" + (", stack_compress" if stack > 1 else "")),
         Contestant(
