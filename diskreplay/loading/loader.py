@@ -40,7 +40,8 @@ class ReplayLoader(DataLoader[Any]):
         batch_size: B.
         n_step, gamma, frame_stack, padding: The window, as for `ReplayStore.read`.
         prefetch: Batches drawn and read ahead; at least 1. Of batches of a few kilobytes, between half of it and all.
-        threads: Threads that read; None: as many as there are cores, 4 at most, and 4 while they wait for a disk.
+        threads: Threads that read; None: as many as there are cores, 4 at most, one for batches of a few kilobytes,
+            and always 4 while they wait for a disk.
             0: `next()` reads, which is faster for batches so small that handing them from thread to thread costs more.
             Ignored with worker processes.
         device: Where the tensors go; batches for a CUDA device pass through pinned memory.
@@ -76,7 +77,6 @@ class ReplayLoader(DataLoader[Any]):
         self.replay_sampler = sampler
         self.device = torch.device(device)
         self.prefetch = prefetch
-        self.threads = min(MOST_THREADS, len(os.sched_getaffinity(0))) if threads is None else threads
         self._most_threads = MOST_THREADS if threads is None else threads
         self._waited = [0.0]
         self.window: dict[str, Any] = {
@@ -86,6 +86,9 @@ class ReplayLoader(DataLoader[Any]):
             "padding": padding,
         }
         self._planner = Planner(sampler, self.window, skip_damaged=on_corruption == "skip")
+        if threads is None:
+            threads = 1 if self._planner.is_small(batch_size) else min(MOST_THREADS, len(os.sched_getaffinity(0)))
+        self.threads = threads
         self._rows = batch_size
         if on_corruption not in ("raise", "skip"):
             raise ValueError(f"on_corruption must be 'raise' or 'skip', got {on_corruption!r}")
