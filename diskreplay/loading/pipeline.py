@@ -179,8 +179,8 @@ class Pipeline:
         self, planner: Planner, *, batch_size: int, depth: int, threads: int, most: int, device: torch.device
     ) -> None:
         self._planner = planner
-        self._batch_size = batch_size
         self._depth = depth
+        self._draw = partial(planner.draw_ahead, batch_size)
         self._at_once = max(1, depth // 2) if planner.is_small(batch_size) else 1
         self._device = device
         self._pid = os.getpid()
@@ -220,11 +220,10 @@ class Pipeline:
         writer: then a draw is made at once, so that a seed still fixes it.
         """
         sampler = self._planner.sampler
-        delivered, few = self._planner.sampler.batches_delivered, self._at_once
         # A function of the batches delivered in all, so that a run that goes on after a cut asks at the same times.
-        wanted = self._depth - delivered % few if few > 1 else self._depth
+        wanted = self._depth - sampler.batches_delivered % self._at_once
         while len(self._waiting) < wanted:
-            coming = Coming(sampler.request(partial(self._planner.draw_ahead, self._batch_size)))
+            coming = Coming(sampler.request(self._draw))
             if not sampler.store.steady:
                 sampler.serve()
             self._waiting.append(coming)
