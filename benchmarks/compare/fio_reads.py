@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 
 class RandomReads:
@@ -12,12 +13,13 @@ class RandomReads:
     def __init__(self, file: str, *, bytes_per_read: int, seconds: float) -> None:
         kind = ["--readonly", "--rw=randread", "--direct=1", "--iodepth=32", "--ioengine=libaio", "--time_based"]
         much = [f"--filename={file}", f"--bs={bytes_per_read}", f"--runtime={seconds}"]
+        self.name = Path(file).name
         self.command = ["fio", "--name=reads", *much, *kind, "--output-format=json"]
 
     def prepare(self) -> dict[str, str]:
         """Run it once."""
         self.run()
-        return {"command": " ".join(self.command)}
+        return {"command": " ".join(f"--filename={self.name}" if "filename" in part else part for part in self.command)}
 
     def run(self) -> dict[str, float]:
         """Return reads a second."""
