@@ -17,7 +17,7 @@ import torch
 from diskreplay.errors import CorruptionWarning, CorruptStoreError, StepEvictedError
 from diskreplay.loading.tensors import Buffers, to_device, to_tensors
 from diskreplay.loading.threads import Coming, Readers
-from diskreplay.storage.gather import FEW_BYTES
+from diskreplay.storage.gather import are_few
 from diskreplay.store.windows import assemble
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class Planner:
         """Return whether a batch is so small that its rows are taken while it is planned, if they are in memory."""
         spec, stack = self.sampler.store.spec, self.window["frame_stack"]
         rows = batch_size * 2 * stack
-        seen = all(rows * leaf.row_bytes <= FEW_BYTES for leaf in spec.observation_leaves)
-        return seen and all(batch_size * leaf.row_bytes <= FEW_BYTES for leaf in spec.action_leaves)
+        seen = all(are_few(rows, leaf.row_bytes) for leaf in spec.observation_leaves)
+        return seen and all(are_few(batch_size, leaf.row_bytes) for leaf in spec.action_leaves)
 
     def draw_ahead(self, batch_size: int) -> Draw:
         """Draw a batch that is to be delivered later."""

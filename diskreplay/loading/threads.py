@@ -138,8 +138,10 @@ class Readers:
 
     def _leave(self, number: int) -> bool:
         """Return whether this thread is one too many by now."""
+        if number < self._count:
+            return False
         with self._changing:
-            if number < self._count or self._wide:
+            if self._wide:
                 return False
             del self._threads[number]
         self._asked.put(None)  # another sees to what this one planned

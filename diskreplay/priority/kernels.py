@@ -184,16 +184,22 @@ def find(tree: Tree, targets: F64, leaves: I64) -> int:
 
 
 @njit(cache=True)
-def draw_stratified(tree: Tree, uniforms: F64, leaves: I64, values: F64) -> int:
-    """Fill leaves (n,) and values (n,) for uniforms (n,) in [0, 1), one a stratum; they are used up.
+def stratify(tree: Tree, targets: F64) -> None:
+    """Turn numbers (n,) in [0, 1) into targets: one in each of n equal shares of the total."""
+    tops = tree[2]
+    total = tops[tree[3][-2]]
+    for i in range(targets.size):
+        targets[i] = (targets[i] + i) / targets.size * total
+
+
+@njit(cache=True)
+def draw_stratified(tree: Tree, targets: F64, leaves: I64, values: F64) -> int:
+    """Do as `stratify`; fill leaves (n,) and values (n,) for the targets.
 
     Returns the first position that cannot be served, such as one in a block that is not loaded, or OK.
     """
-    tops = tree[2]
-    total = tops[tree[3][-2]]
-    for i in range(uniforms.size):
-        uniforms[i] = (uniforms[i] + i) / uniforms.size * total
-    bad = find(tree, uniforms, leaves)
+    stratify(tree, targets)
+    bad = find(tree, targets, leaves)
     if bad == OK:
         bad = gather(tree, leaves, values)
     return int(bad)

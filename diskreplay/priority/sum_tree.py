@@ -268,13 +268,9 @@ class SumTree:
 
     def stratified_targets(self, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return n ascending targets, one uniform in each [i * total / n, (i + 1) * total / n)."""
-        return self.targets_of(rng.random(n))
-
-    def targets_of(self, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the targets that `stratified_targets` makes of its random numbers, (n,) in [0, 1)."""
-        targets = uniforms + np.arange(uniforms.size)
-        targets /= uniforms.size
-        targets *= self._total_above_zero()
+        targets = rng.random(n)
+        self._total_above_zero()
+        kernels.stratify(self._tree, targets)
         return targets
 
     def uniform_targets(self, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -289,12 +285,11 @@ class SumTree:
         """Do as `stratified_targets`, `find` and `get`, at once; without a result if a target's block is not loaded.
 
         Returns:
-            The random numbers, (n,) in [0, 1), for `targets_of`, and leaves (n,) and their values (n,).
+            The targets (n,), and leaves (n,) and their values (n,).
         """
-        uniforms = rng.random(n)
-        leaves, values = np.empty(n, np.int64), np.empty(n)
-        found = kernels.draw_stratified(self._tree, uniforms.copy(), leaves, values) == kernels.OK
-        return uniforms, (leaves, values) if found else None
+        targets, leaves, values = rng.random(n), np.empty(n, np.int64), np.empty(n)
+        found = kernels.draw_stratified(self._tree, targets, leaves, values) == kernels.OK
+        return targets, (leaves, values) if found else None
 
     def sample_stratified(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw n leaves, one from each of n equal shares of the total; ascending."""

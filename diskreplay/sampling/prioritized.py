@@ -192,11 +192,11 @@ class PrioritizedSampler(Sampler):
                     f"{self.store.path}: every priority is 0, so nothing can be drawn",
                     hint="Give some transition a priority with set_priorities.",
                 )
-            uniforms, found = tree.draw_loaded(batch_size, self._random)
+            targets, found = tree.draw_loaded(batch_size, self._random)
             if found is not None:
                 leaves, values = found
                 break
-            blocks, residual = tree.locate_blocks(tree.targets_of(uniforms))
+            blocks, residual = tree.locate_blocks(targets)
             priorities.load(blocks)
             if (tree.block_totals(blocks) > 0).all():
                 leaves = tree.find_in_blocks(blocks, residual)

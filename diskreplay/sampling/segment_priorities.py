@@ -113,13 +113,9 @@ class SegmentPriorities:
             return leaves, np.ones(len(leaves), np.bool_)
         live = places >= 0
         leaves = places * np.int64(self.span) + rows
-        if live.all():
-            self.load(leaves // self.size)
-            unknown = (rows >= self._rows[places]) | (self._priority[leaves] < 0)
-        else:
-            self.load(leaves[live] // self.size)
-            unknown = (step_ids < 0) | (step_ids // self.steps > self._newest)
-            unknown[live] = (rows[live] >= self._rows[places[live]]) | (self._priority[leaves[live]] < 0)
+        self.load(leaves[live] // self.size)
+        unknown = (step_ids < 0) | (step_ids // self.steps > self._newest)
+        unknown[live] = (rows[live] >= self._rows[places[live]]) | (self._priority[leaves[live]] < 0)
         if unknown.any():
             raise ValueError(f"step id {int(step_ids[np.flatnonzero(unknown)[0]])} is not that of a transition")
         return leaves, live

@@ -183,6 +183,11 @@ class Taken:
         return self
 
 
+def are_few(rows: int, row_bytes: int) -> bool:
+    """Return whether so many rows are taken while a batch is planned, if they are in memory."""
+    return rows * row_bytes <= FEW_BYTES
+
+
 def take(item: Field, leading: tuple[int, ...], *places: NDArray[Any]) -> Taken | None:
     """Copy rows that are all in memory, if they are few; else return None.
 
@@ -191,7 +196,7 @@ def take(item: Field, leading: tuple[int, ...], *places: NDArray[Any]) -> Taken 
         leading: Shape that the rows are given.
         places: slots (N,), rows (N,), and the address of each slot's rows, as `kernels.take_rows` takes them.
     """
-    if len(places[0]) * item.row_bytes > FEW_BYTES or not native.AVAILABLE:
+    if not are_few(len(places[0]), item.row_bytes) or not native.AVAILABLE:
         return None
     values = np.empty((*leading, *item.shape), item.dtype)
     if not kernels.take_rows(*places, item.row_bytes, values.reshape(-1).view(np.uint8)):

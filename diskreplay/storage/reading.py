@@ -180,9 +180,10 @@ class Reader:
         keep: list[object] = []
         if missing:
             keep = self.residency.need_files((seen[0].reshape(-1), paid[0].reshape(-1)), missing)
-            places_of = dict(wanted)
-            located = iter([self.pieces(name, *places_of[name]) for name in missing])
-            pieces = [next(located) if found is None else found for found in pieces]
+            pieces = [
+                self.pieces(name, *places) if found is None else found
+                for (name, places), found in zip(wanted, pieces, strict=True)
+            ]
         n = len(self.observation_names)
         return WindowPlan(
             step_ids=step_ids,
