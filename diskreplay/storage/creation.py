@@ -29,6 +29,7 @@ from diskreplay.storage.eviction import Capacity
 from diskreplay.storage.fields import COMPRESSIONS, Compression, default_segment_steps, fields_of
 from diskreplay.storage.index import Index
 from diskreplay.storage.locks import FileLock
+from diskreplay.storage.regular import require_own
 from diskreplay.storage.segments import SegmentWriter, change_attributes, read_attributes
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -36,6 +37,7 @@ BINARY_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 MOST_SEGMENT_STEPS = 1 << 20
 MOST_SEGMENT_BYTES = 1 << 36
 LONGEST_NAME = 200
+MOST_VERSION = 1000
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,20 @@ def create_store(path: Path, description: Description, metadata: dict[str, Any],
         raise
 
 
+def require_own_folders(path: Path, spec: StepSpec) -> None:
+    """Make sure that a store's folders are its own, none a link to another.
+
+    Raises:
+        CorruptStoreError: If one is.
+    """
+    fields = (layout.field_path(path, item.name) for item in fields_of(spec))
+    names = (layout.INDEX, layout.LOCKS, layout.LOST, layout.STEPS)
+    try:
+        require_own([*(path / name for name in names), *fields], folders=True)
+    except OSError as err:
+        raise disk_error(err, err.filename or path) from err
+
+
 def read_description(path: Path) -> Description:
     """Read what a store says of itself.
 
@@ -208,6 +224,8 @@ def parse_description(path: Path, data: dict[str, Any]) -> Description:
         CorruptStoreError: If it is damaged.
     """
     version = data.get("format_version")
+    if isinstance(version, bool) or not isinstance(version, int) or not 0 < version < MOST_VERSION:
+        raise CorruptStoreError(f"{layout.group_path(path)}: {version!r} is no format version", path=path)
     if version != layout.FORMAT_VERSION:
         raise FormatVersionError(
             f"{path}: format version {version!r}, this release reads {layout.FORMAT_VERSION}",
@@ -241,6 +259,29 @@ def parse_description(path: Path, data: dict[str, Any]) -> Description:
             f"{layout.group_path(path)}: the store's description is damaged: {err!r}",
             path=path,
         ) from err
+
+
+def agreed_durability(path: Path, description: Description, index: Index) -> Durability:
+    """Return the durability that a store promises; its zarr.json, which anybody may edit, must be what the index says.
+
+    Where the two name different durabilities, as a change of it that was cut short leaves them, the stronger holds.
+
+    Raises:
+        CorruptStoreError: If anything else differs; says what.
+    """
+    with index.read() as txn:
+        copy = txn.json("meta", b"description")
+    if copy is None:
+        raise CorruptStoreError(f"{path}: the index has lost its copy of the store's description", path=path)
+    here = description.to_json()
+    wrong = sorted(name for name in here.keys() | copy.keys() if here.get(name) != copy.get(name))
+    if set(wrong) - {"durability"}:
+        raise CorruptStoreError(
+            f"{layout.group_path(path)}: it is not what the index says of the store: {', '.join(wrong)}",
+            path=path,
+            hint="`diskreplay repair` writes it anew, as it was.",
+        )
+    return "power" if wrong else description.durability
 
 
 def use_store(path: Path, *, required: bool) -> FileLock:

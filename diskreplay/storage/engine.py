@@ -97,6 +97,7 @@ class Engine:
             counters = txn.counters()
             if counters["commits"] == self.seen["commits"]:
                 return False
+            txn.check_newest()
             self._take_in(txn, counters)
         return True
 
@@ -246,12 +247,13 @@ class Engine:
 
     def _load(self) -> None:
         with self.index.read() as txn:
+            txn.check_newest()
+            for name in ("meta", "quarantine", "garbage", "tails"):
+                txn.check_table(name)
             counters = txn.counters()
             self.load_codings(txn)
             self._add_sealed(self._read_segments(txn, counters))
             applied = self._load_streams(txn)
-            for _ in txn.items("meta"):
-                pass  # so that it is noticed if one is missing
             if applied != txn.count("tails"):
                 raise CorruptStoreError(
                     f"{self.root}: the index counts {txn.count('tails')} tail records, its streams have {applied}"
@@ -271,7 +273,7 @@ class Engine:
             if records is not None:
                 self._check_segments(records, np.frombuffer(key, ">u8"), counters)
                 self._add_sealed(records)
-        if counters["evictions"] != self.seen["evictions"] and self._sealed(txn) != txn.count("segments"):
+        if self._sealed(txn) != txn.count("segments"):
             self._compare_all(txn, counters)
         self._load_streams(txn)
         self.metadata = {**(txn.json("meta", b"metadata") or {}), **self.metadata_changes}

@@ -13,7 +13,7 @@ import google_crc32c
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError
-from diskreplay.storage import layout, sharing
+from diskreplay.storage import digest, layout, sharing
 from diskreplay.storage.durable import disk_error
 from diskreplay.storage.environment import SLACK
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from diskreplay.storage.digest import Digest
     from diskreplay.storage.environment import Environment, Transaction
 
 
@@ -51,6 +52,7 @@ class Index:
             except OSError as err:
                 raise disk_error(err, path) from err
         self._pid = os.getpid()
+        self._created = create
         self._environment: Environment | None = None
         self._key, self._environment = sharing.enter(path, create=create, synced=synced, checked=checked)
 
@@ -79,7 +81,11 @@ class Index:
     def write(self) -> Iterator[Writing]:
         """Change the index; all of it, durably, or nothing."""
         with self._use().transaction(write=True) as txn:
-            yield Writing(txn)
+            writing = Writing(txn)
+            if self._created and not writing.has(layout.DIGEST, digest.KEY):
+                writing.renew_digest()
+            yield writing
+            writing.finish()
 
     def copy(self, path: Path) -> None:
         """Write a compact copy of the index, of one moment, into an empty folder."""
@@ -133,19 +139,20 @@ class Reading:
         """Yield (key, record) in key order, from `start` on, as long as keys begin with `prefix`.
 
         Raises:
-            CorruptStoreError: If records are damaged, out of order, or (for a whole table) not as many as it counts:
-                a page of the index that is another's, or its own of earlier, has sound records all the same.
+            CorruptStoreError: If records are damaged, out of order, or (for a whole table) not as many as it counts
+                or not those that were committed: a page of the index that is another's, or its own of earlier, has
+                sound records all the same.
         """
         first = start or prefix
-        before, seen = b"", 0
+        before, seen, total = b"", 0, 0
         for key, value in self.raw_items(database, prefix, start):
             expected = layout.KEY_BYTES.get(database, len(key))
             if key < first or (seen and key <= before) or len(key) != expected:
                 raise CorruptStoreError(f"index: table {database}: {key!r} is not in its place")
-            before, seen = key, seen + 1
+            before, seen, total = key, seen + 1, total + _checksum(value)
             yield key, layout.open_record(database, key, value)
-        if not first and seen != self.count(database):
-            raise CorruptStoreError(f"index: table {database}: {seen} records, it counts {self.count(database)}")
+        if not first:
+            self._require(database, seen, total)
 
     def whole(self, database: str) -> tuple[list[bytes], list[bytes]]:
         """Return the keys and the records of a whole table, checked as `items` does, several times as fast.
@@ -171,6 +178,7 @@ class Reading:
             and min(map(len, values), default=4) >= 4
             and len(keys) == self.count(database)
             and (size is None or set(map(len, keys)) <= {size})
+            and self._is_committed(database, sum(map(_checksum, values)))
         )
         if not sound:
             for _ in self.items(database):  # it raises, and says why
@@ -193,10 +201,10 @@ class Reading:
                     return
                 yield name, copied(value)
 
-    def stamps(self, database: str, prefix: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    def stamps(self, database: str, prefix: bytes = b"") -> Iterator[tuple[bytes, int, bytes]]:
         """Yield (key, length of the record, its checksum) of keys that begin with `prefix`; no record is read."""
         cursor, copied = self.txn.cursor(db=self.databases[database]), self.transaction.copied
-        if cursor.set_range(prefix):
+        if cursor.set_range(prefix) if prefix else cursor.first():
             for key, value in cursor:
                 name = copied(key)
                 if not name.startswith(prefix):
@@ -222,6 +230,41 @@ class Reading:
         """Return whether there is a record, sound or not."""
         return self.txn.get(key, db=self.databases[database]) is not None
 
+    def digest(self) -> Digest:
+        """Return what the tables must hold.
+
+        Raises:
+            CorruptStoreError: If it is missing or damaged.
+        """
+        return digest.parse_digest(self.get(layout.DIGEST, digest.KEY))
+
+    def check_newest(self) -> None:
+        """Make sure that this is the state that was committed last: LMDB's root may be a page of earlier.
+
+        Raises:
+            CorruptStoreError: If it is not.
+        """
+        if not self.digest().is_newest(int(self.txn.id())):
+            raise CorruptStoreError("index: it is not the newest that was committed: a page of it is older")
+
+    def check_table(self, database: str) -> None:
+        """Make sure that a table's records are those that were committed. Cost: O(records); none is read.
+
+        Raises:
+            CorruptStoreError: If they are not.
+        """
+        found = [int.from_bytes(checksum, "little") for _, _, checksum in self.stamps(database)]
+        self._require(database, len(found), sum(found))
+
+    def _require(self, database: str, records: int, total: int) -> None:
+        if records != self.count(database):
+            raise CorruptStoreError(f"index: table {database}: {records} records, it counts {self.count(database)}")
+        if not self._is_committed(database, total):
+            raise CorruptStoreError(f"index: table {database} is not the one that was committed: some of it is older")
+
+    def _is_committed(self, database: str, total: int) -> bool:
+        return database == layout.DIGEST or self.digest().agrees(database, total)
+
     def counters(self) -> Any:
         """Return the store's counters, a record of one COUNTERS element that may be changed."""
         array = self.array("meta", b"counters", layout.COUNTERS)
@@ -233,10 +276,15 @@ class Reading:
 class Writing(Reading):
     """Typed changes in one transaction."""
 
+    def __init__(self, transaction: Transaction) -> None:
+        super().__init__(transaction)
+        self._sums: dict[str, int] = {}
+
     def put(self, database: str, key: bytes, payload: bytes) -> None:
         """Write a record, with its checksum."""
-        self.txn.put(key, layout.seal_record(database, key, payload), db=self.databases[database])
-        self.transaction.changed = True
+        value = layout.seal_record(database, key, payload)
+        self._note(database, self.txn.get(key, db=self.databases[database]), value)
+        self.txn.put(key, value, db=self.databases[database])
 
     def put_json(self, database: str, key: bytes, data: dict[str, Any]) -> None:
         """Write a JSON record."""
@@ -248,7 +296,10 @@ class Writing(Reading):
 
     def delete(self, database: str, key: bytes) -> None:
         """Remove a record, if it is there."""
-        self.transaction.changed |= self.txn.delete(key, db=self.databases[database])
+        value = self.txn.get(key, db=self.databases[database])
+        if value is not None:
+            self._note(database, value)
+            self.txn.delete(key, db=self.databases[database])
 
     def delete_range(self, database: str, start: bytes, stop: bytes) -> None:
         """Remove every record whose key is at least `start` and below `stop`."""
@@ -258,8 +309,45 @@ class Writing(Reading):
         """Remove every record whose key begins with `prefix`, from `start` on."""
         self._delete_from(database, start or prefix, lambda key: key.startswith(prefix))
 
+    def digest(self) -> Digest:
+        """Return what the tables must hold, this transaction's changes included."""
+        return super().digest().changed(int(self.txn.id()), self._sums)
+
+    def renew_digest(self) -> None:
+        """Have what the tables hold be what they must hold. Cost: O(records); for `repair` and new indexes."""
+        self._sums = {
+            name: sum(int.from_bytes(checksum, "little") for _, _, checksum in self.stamps(name))
+            for name in digest.TABLES
+        }
+        self._write(digest.Digest())
+
+    def finish(self) -> None:
+        """Note what the tables hold from now on: the last thing of a transaction that changes anything."""
+        if self.transaction.changed:
+            self._write(super().digest())
+
+    def _write(self, before: Digest) -> None:
+        payload = before.changed(int(self.txn.id()), self._sums).payload()
+        value = layout.seal_record(layout.DIGEST, digest.KEY, payload)
+        self.txn.put(digest.KEY, value, db=self.databases[layout.DIGEST])
+        self.transaction.changed, self._sums = True, {}
+
+    def _note(self, database: str, before: Any, value: bytes | None = None) -> None:
+        """Note that a value takes the place of another; None: of none, or there is none from now on."""
+        change = 0 if value is None else _checksum(value)
+        if before is not None:
+            self.transaction.check(before)
+            change -= _checksum(before)
+        self._sums[database] = self._sums.get(database, 0) + change
+        self.transaction.changed = True
+
     def _delete_from(self, database: str, start: bytes, inside: Callable[[bytes], bool]) -> None:
         cursor = self.txn.cursor(db=self.databases[database])
         while cursor.set_range(start) and inside(bytes(cursor.key())):
+            self._note(database, cursor.value())
             cursor.delete()
-            self.transaction.changed = True
+
+
+def _checksum(value: Any) -> int:
+    """Return the crc32c that a value says it has."""
+    return int.from_bytes(value[-4:], "little")

@@ -52,6 +52,9 @@ key, and what precedes it in the value):
                                       all numbers used in the journal
     sums        sampler name, 0, segment u64    [SUM], one for each block of priorities: sum of priority^alpha, place
                                       of the segment in the tree, rows: the tree's upper level
+    digest      b"tables"             LMDB's number u64 of the transaction that wrote it, the newest (an index that LMDB
+                                      copied begins with 1 again); then, of each table above, in this order, the sum
+                                      u64 of its values' crc32c
 """
 
 from __future__ import annotations
@@ -78,10 +81,11 @@ STEPS = "steps"
 LOCKS = "locks"
 LOST = "lost+found"
 PRIORITY_BLOCK = 4096
+DIGEST = "digest"
 
 DATABASES = (
     "meta", "streams", "segments", "seals", "files", "checks", "episodes", "quarantine", "garbage", "tails",
-    "priorities", "updates", "samplers", "sums",
+    "priorities", "updates", "samplers", "sums", "digest",
 )  # fmt: skip
 
 KEY_BYTES = {

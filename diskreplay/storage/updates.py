@@ -91,8 +91,7 @@ class Journal:
         self.follow(txn)
         if self.bad:
             raise CorruptStoreError(self.bad[0][1])
-        if (found := sum(1 for _ in txn.keys("updates"))) != txn.count("updates"):
-            raise CorruptStoreError(f"index: table updates: {found} records, it counts {txn.count('updates')}")
+        txn.check_table("updates")
         self._commits = commits
 
     def apply(

@@ -12,11 +12,13 @@ from diskreplay.experience import StepSpec
 from diskreplay.storage import layout
 from diskreplay.storage.commit import Committer
 from diskreplay.storage.creation import (
+    agreed_durability,
     change_durability,
     check_durability,
     create_store,
     describe,
     read_description,
+    require_own_folders,
     use_store,
 )
 from diskreplay.storage.durable import Disk, Durability
@@ -63,6 +65,7 @@ class ReplayStore(StoreView):
 
     def _open(self, path: Path, mode: Mode, disk: Disk | None) -> None:
         description = read_description(path)
+        require_own_folders(path, description.spec)
         self.path = path
         self.mode = mode
         self.spec: StepSpec = description.spec
@@ -72,6 +75,10 @@ class ReplayStore(StoreView):
         self.durability: Durability = description.durability
         self._index = Index(path / layout.INDEX, synced=self.durability == "power")
         try:
+            self.durability = agreed_durability(path, description, self._index)
+            if self.durability != description.durability:
+                self._index.close()
+                self._index = Index(path / layout.INDEX)
             if mode == "a" and not self._index.writable:
                 raise ReadOnlyError(f"{path}: no permission to write", path=path)
             disk = disk or Disk(self.durability)

@@ -68,22 +68,22 @@ def priorities(path):
 
 
 class Records:
-    """The index's records as they are."""
+    """The index's records as they are; what a table must hold follows, as if they had been committed so."""
 
     def __init__(self, txn):
         self.txn = txn
+        self.names = {id(db): name for name, db in txn.databases.items()}
 
     def get(self, key, db):
         found = self.txn.txn.get(key, db=db)
         return None if found is None else bytes(found)
 
     def put(self, key, value, db):
-        self.txn.transaction.changed = True
+        self.txn._note(self.names[id(db)], self.txn.txn.get(key, db=db), value)
         self.txn.txn.put(key, value, db=db)
 
     def delete(self, key, db):
-        self.txn.transaction.changed = True
-        self.txn.txn.delete(key, db=db)
+        self.txn.delete(self.names[id(db)], key)
 
 
 @contextlib.contextmanager

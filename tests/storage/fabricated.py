@@ -83,12 +83,10 @@ def put_sampler(txn, name, alpha, segments, segment_steps, priorities):
 
 def put_many(txn, database, keys, payloads):
     """Write records whose keys ascend, and follow all that are there."""
-    cursor = txn.txn.cursor(db=txn.databases[database])
-    cursor.putmulti(
-        [(key, layout.seal_record(database, key, value)) for key, value in zip(keys, payloads, strict=True)],
-        append=True,
-    )
-    txn.transaction.changed = True
+    values = [layout.seal_record(database, key, payload) for key, payload in zip(keys, payloads, strict=True)]
+    txn.txn.cursor(db=txn.databases[database]).putmulti(list(zip(keys, values, strict=True)), append=True)
+    for value in values:
+        txn._note(database, None, value)
 
 
 def sums_of(place, totals):

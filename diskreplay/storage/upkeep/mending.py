@@ -13,6 +13,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
+from diskreplay.storage.digest import TABLES
 from diskreplay.storage.segments import FIRST_SEGMENTS
 from diskreplay.storage.upkeep.arrays import DOCUMENT, array_documents, array_problems, coding_of, read_document
 from diskreplay.storage.upkeep.leftovers import candidates
@@ -82,9 +83,8 @@ def mend(
     mend_seals(draft)
     mend_samplers(draft)
     _files(draft)
-    if stale:
-        draft.lose("what was committed last", stale)
-    _counters(draft, renew=bool(stale))
+    renew = _newest(draft, stale)
+    _counters(draft, renew=renew)
     _rest(draft)
     if codings:
         _arrays(draft, codings)
@@ -168,6 +168,26 @@ def _files(draft: Draft) -> None:
         draft.ids.add(item.segment)
         if item.partial or (item.segment not in named and item.segment not in taken):
             draft.out.moves.append(str(item.path.relative_to(draft.root)))
+
+
+def _newest(draft: Draft, stale: str) -> bool:
+    """Find whether the index is older than what was committed, or parts of it; return whether that has to be noted."""
+    txn = draft.txn
+    try:
+        txn.digest()
+    except CorruptStoreError:
+        draft.note("what the index's tables must hold is summed up anew")
+        return True
+    if not stale and not draft.out.changes:  # else damaged records are reason enough for other sums
+        try:
+            txn.check_newest()
+            for name in TABLES:
+                txn.check_table(name)
+        except CorruptStoreError as err:
+            stale = str(err)
+    if stale:
+        draft.lose("what was committed last", stale)
+    return bool(stale)
 
 
 def _counters(draft: Draft, *, renew: bool) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
+from diskreplay.storage.digest import TABLES
 from diskreplay.storage.fields import Coding
 from diskreplay.storage.streams import Stream
 from diskreplay.storage.tail import Tail
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from diskreplay.storage.fields import Field
-    from diskreplay.storage.index import Reading
+    from diskreplay.storage.index import Index, Reading
 
 BY_SEGMENT = ("files", "checks", "episodes")
 RECORD, INCONSISTENT, ORPHAN, QUARANTINED = "damaged record", "inconsistent", "orphan", "quarantined"
@@ -213,6 +214,22 @@ def read_tail(txn: Reading, stream: int, segment: int, fields: Sequence[Field], 
     return tail
 
 
+def check_digest(index: Index) -> Iterator[Problem]:
+    """Compare each table with what it must hold, in a look of its own. Cost: O(records)."""
+    try:
+        with index.read() as txn:
+            txn.check_newest()
+    except CorruptStoreError as err:
+        yield Problem(RECORD, "index", str(err))
+        return
+    for name in TABLES:
+        try:
+            with index.read() as txn:
+                txn.check_table(name)
+        except CorruptStoreError as err:
+            yield Problem(RECORD, f"index: {name}", str(err))
+
+
 def _read_streams(txn: Reading, out: Catalogue) -> None:
     for key, payload in _sound(txn, out, "streams"):
         stream = Stream(int.from_bytes(key, "big"), "")
@@ -233,6 +250,8 @@ def _read_meta(txn: Reading, out: Catalogue, fields: Sequence[Field], segment_st
         out.counters = np.frombuffer(counters, layout.COUNTERS).copy()[0]
     elif b"counters" not in lost:
         _note(out, "meta", b"counters", "the counters are missing")
+    if b"description" not in found and b"description" not in lost:
+        _note(out, "meta", b"description", "the copy of the store's description is missing")
     parsed: dict[bytes, dict[str, Any]] = {}
     for key in (b"fields", b"metadata", b"description"):
         if key in found:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
+from diskreplay.storage.creation import require_own_folders
 from diskreplay.storage.durable import Disk
 from diskreplay.storage.fields import fields_of
 from diskreplay.storage.index import Index
@@ -173,6 +174,7 @@ def _plan(root: Path, *, rebuild_index: bool, progress: Progress | None) -> Repa
     if trouble and not rebuild_index:
         raise CorruptStoreError(f"{root / layout.INDEX}: {trouble}", path=root, hint=REBUILD)
     description, attributes = description_of(root, None if trouble else root / layout.INDEX)
+    require_own_folders(root, description.spec)
     fields = fields_of(description.spec)
     if rebuild_index:
         found, rebuilt = rebuild(root, fields, description.segment_steps, attributes, progress)
@@ -216,6 +218,7 @@ def _change_index(plan: RepairPlan, aside: Path, disk: Disk) -> None:
                         writing.delete(database, key)
                     else:
                         writing.put(database, key, payload)
+                writing.renew_digest()
     finally:
         index.close()
 

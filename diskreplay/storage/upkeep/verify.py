@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
-from diskreplay.storage.creation import use_store
+from diskreplay.storage.creation import require_own_folders, use_store
 from diskreplay.storage.fields import fields_of
 from diskreplay.storage.probe import probe
 from diskreplay.storage.upkeep.arrays import array_documents, array_problems, group_problems
@@ -29,6 +29,7 @@ from diskreplay.storage.upkeep.records import (
     Catalogue,
     Problem,
     SegmentRecords,
+    check_digest,
     name_of,
     read_catalogue,
     read_segment,
@@ -141,6 +142,7 @@ def _verify_path(root: Path, *, quick: bool, progress: Progress) -> list[Problem
         return [Problem(RECORD, str(where), trouble), *group_problems(root, None)]
     try:
         description, _ = description_of(root, where)
+        require_own_folders(root, description.spec)
         index, stale = open_index(where)
     except CorruptStoreError as err:
         return [Problem(RECORD, str(err.path or root), str(err))]
@@ -191,6 +193,8 @@ class _Verification:
         for name, state in self.catalogue.samplers.items():
             self.problems += check_sampler(self.index, name, state, self._rows_of, self.segment_steps)
         self._strays()
+        if all(problem.harmless for problem in self.problems):
+            self.problems += check_digest(self.index)
         self.problems += find_leftovers(self.root, self.fields, self.segment_steps, self.index)
         return self.problems
 
