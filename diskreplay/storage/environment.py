@@ -1,7 +1,7 @@
 """One LMDB environment.
 
 Owns the settings (the 0.9 engine, full sync unless the store's durability is "process", no writemap as it dies on a
-full disk, no read-ahead), the translation of errors, and what LMDB does not do for us:
+full disk, no read-ahead), and what LMDB does not do for us:
 
 - Past the end of its file a memory map is SIGBUS: the file is made as long as its meta page says, and a little longer,
   and what a record claims beyond is not touched. That it was cut off, or that LMDB fell back to its older meta page, is
@@ -23,19 +23,13 @@ from typing import TYPE_CHECKING, Any
 import lmdb
 import numpy as np
 
-from diskreplay.errors import (
-    CorruptStoreError,
-    FormatVersionError,
-    ReadOnlyError,
-    ReplayError,
-    StoreFullError,
-    StoreLockedError,
-)
+from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
-from diskreplay.storage.durable import FULL, TOO_MANY, disk_error
 from diskreplay.storage.filesystem import check_filesystem
 from diskreplay.storage.gate import Gate
+from diskreplay.storage.lmdb_errors import translated
 from diskreplay.storage.probe import probe
+from diskreplay.storage.regular import require_own
 from diskreplay.storage.watermark import Watermark, read_watermark, write_watermark
 
 if TYPE_CHECKING:
@@ -44,10 +38,10 @@ if TYPE_CHECKING:
 MAP_SIZE = 1 << 40
 MAX_READERS = 1024
 SMALLEST = 8192
-ROOM = 1 << 20
 SLACK = 1 << 16
 PATIENCE_S = 5.0
 READER_CHECK_S = 30.0
+MOST_AHEAD = 64 << 20  # pages that a transaction took at the file's end and gave back are not written
 
 
 @dataclass
@@ -102,6 +96,8 @@ class Environment:
         self._base = 0
         self._checked_at = time.monotonic()
         check_filesystem(path)
+        require_own([path], folders=True)
+        require_own([self.data, path / "lock.mdb"])
         if not create:
             self._check_length(checked=checked)
         self._open()
@@ -247,10 +243,12 @@ class Environment:
             pages = int(self._lmdb.info()["last_pgno"]) + 1
             return pages * int(self._lmdb.stat()["psize"]) + SLACK
 
-        if self.data.stat().st_size >= needed():
+        length = self.data.stat().st_size
+        if length >= needed():
             return
-        if needed() > MAP_SIZE:
-            raise CorruptStoreError(f"{self.data}: the index claims {needed()} bytes", path=self.path)
+        if needed() > min(MAP_SIZE, 2 * length + MOST_AHEAD):
+            what = f"{self.data}: the index claims {needed()} bytes, it has {length}"
+            raise CorruptStoreError(what, path=self.path)
         if not self.writable:
             trouble = probe(self.path)
             if trouble:
@@ -270,45 +268,3 @@ def _mapped_at(data: Path) -> int:
             if parts[4] == inode and parts[5] == str(data.resolve()):
                 return int(parts[0].partition("-")[0], 16)
     return 0
-
-
-_MEANINGS: tuple[tuple[tuple[type[Exception], ...], type[ReplayError], str], ...] = (
-    ((lmdb.MapFullError,), StoreFullError, "the index is full"),
-    ((lmdb.DiskError,), StoreFullError, "the disk is full"),
-    ((lmdb.VersionMismatchError, lmdb.InvalidError), FormatVersionError, "no LMDB 0.9 index: {}"),
-    ((lmdb.CorruptedError, lmdb.PageNotFoundError), CorruptStoreError, "the index is damaged: {}"),
-    ((lmdb.NotFoundError,), CorruptStoreError, "the index lacks a table: {}"),
-    ((lmdb.ReadersFullError, lmdb.LockError), StoreLockedError, "the index is locked: {}"),
-    ((lmdb.ReadonlyError,), ReadOnlyError, "{}"),
-)
-
-
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn LMDB's errors into those of our own tree."""
-    try:
-        yield
-    except OSError as err:
-        raise disk_error(err, path) from err
-    except lmdb.Error as err:
-        raise _meaning(err, path) from err
-
-
-def _meaning(err: Exception, path: Path) -> ReplayError:
-    for kinds, ours, text in _MEANINGS:
-        if isinstance(err, kinds):
-            return ours(f"{path}: {text.format(err)}", path=path)
-    for number in FULL | TOO_MANY:
-        if os.strerror(number) in str(err):
-            return disk_error(OSError(number, os.strerror(number)), path)
-    if "already open" in str(err):
-        return ReplayError(
-            f"{path}: a thread of the parent process was using the index when this process was forked",
-            path=path,
-            hint="Start the process with spawn or forkserver, or fork while no backup or verification runs.",
-        )
-    with contextlib.suppress(OSError):
-        room = os.statvfs(path)
-        if room.f_bavail * room.f_frsize < ROOM:
-            return StoreFullError(f"{path}: the disk is full", path=path)
-    return ReplayError(f"{path}: {err}", path=path)

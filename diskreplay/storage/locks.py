@@ -19,6 +19,7 @@ from typing import Self
 
 from diskreplay.errors import StoreLockedError
 from diskreplay.storage.durable import disk_error
+from diskreplay.storage.regular import open_regular, require_own
 
 _held: set[FileLock] = set()
 
@@ -93,13 +94,14 @@ class FileLock:
 
     def _open(self, *, shared: bool) -> int:
         try:
+            require_own([self.path.parent], folders=True)
             self.path.parent.mkdir(exist_ok=True)
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            return open_regular(self.path, os.O_RDWR | os.O_CREAT)
         except OSError as err:
             if not shared or err.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise disk_error(err, self.path) from err
         try:  # flock needs no more than an open file: a reader may have no permission to write
-            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            return open_regular(self.path)
         except OSError as err:
             raise disk_error(err, self.path) from err
 

@@ -33,7 +33,7 @@ with env.begin() as txn:
 def probe(index: Path) -> str:
     """Walk an index from end to end in a process of its own, which may crash; return what is wrong, or nothing."""
     data = index / "data.mdb"
-    if not data.is_file():
+    if data.is_symlink() or not data.is_file():
         return "data.mdb is missing"
     size = data.stat().st_size
     try:

@@ -16,6 +16,7 @@ from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.experience.n_step import n_step_return
 from diskreplay.storage import layout, planning_kernels
 from diskreplay.storage.gather import Geometry, Pieces, Taken, take
+from diskreplay.storage.regular import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -321,7 +322,7 @@ class FileCache:
                 fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 try:
-                    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+                    fd = open_regular(name)
                 except OSError as err:
                     segment = layout.shard_segment(name)
                     what = f"segment {segment}: {name}: {err.strerror}"

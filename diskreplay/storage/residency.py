@@ -15,6 +15,7 @@ from diskreplay.errors import CorruptStoreError, ReplayError, StepEvictedError
 from diskreplay.storage import layout, planning_kernels
 from diskreplay.storage.cached import USES, fields_to_keep, read_rows
 from diskreplay.storage.durable import disk_error
+from diskreplay.storage.regular import open_regular
 from diskreplay.storage.shard import parse_shard_index, shard_index_bytes, shard_name
 
 if TYPE_CHECKING:
@@ -219,10 +220,13 @@ class Residency:
         field = self.fields[name]
         path = layout.field_path(self.root, name) / shard_name(segment, field)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_regular(path)
         except FileNotFoundError:
             self._gone(segment, f"field {name}: {path} is missing")
             return
+        except CorruptStoreError as err:
+            what = f"segment {segment}, field {name}: {err}"
+            raise CorruptStoreError(what, path=path, hint=err.hint, segment=segment) from err
         except OSError as err:
             raise disk_error(err, path) from err
         try:

@@ -20,6 +20,7 @@ from diskreplay.storage import layout
 from diskreplay.storage.durable import PARTIAL, Disk, DurableStore, disk_error
 from diskreplay.storage.fields import BLOSC_LEVELS
 from diskreplay.storage.locks import FileLock
+from diskreplay.storage.regular import read_regular, require_own
 from diskreplay.storage.shard import encode_shard, shard_name
 
 if TYPE_CHECKING:
@@ -127,7 +128,9 @@ class SegmentWriter:
                 path = layout.field_path(self.root, field.name) / name
                 self.disk.unlink(path.with_name(name + PARTIAL))
                 if path.exists():
-                    target = self.root / layout.LOST / layout.STEPS / field.name
+                    lost = self.root / layout.LOST
+                    target = lost / layout.STEPS / field.name
+                    require_own([lost, target.parent, target], folders=True)
                     self.disk.make_directory(target)
                     self.disk.move(path, target / name)
 
@@ -145,6 +148,7 @@ class SegmentWriter:
             for field in self.fields:
                 path = f"{layout.STEPS}/{field.name}"
                 with _disk_errors(self.root / path):
+                    require_own([self.root / path / "zarr.json"])
                     array = zarr.open_array(self._store, path=path, mode="r+", zarr_format=3)
                     self._check_array(array, field, codings[field.name])
                     length = max(array.shape[0], self.segment_steps)
@@ -185,9 +189,10 @@ def read_attributes(root: Path) -> dict[str, Any]:
     """
     path = layout.group_path(root)
     try:
-        if path.stat().st_size > MOST_DESCRIPTION_BYTES:
+        content = read_regular(path, MOST_DESCRIPTION_BYTES + 1)
+        if len(content) > MOST_DESCRIPTION_BYTES:
             raise ValueError("far too long")
-        attributes = json.loads(path.read_bytes())["attributes"][layout.GROUP_KEY]
+        attributes = json.loads(content)["attributes"][layout.GROUP_KEY]
     except OSError as err:
         if err.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
             raise CorruptStoreError(f"{path}: the store's description is missing", path=root) from err

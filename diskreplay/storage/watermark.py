@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import google_crc32c
 
+from diskreplay.errors import CorruptStoreError
+from diskreplay.storage.regular import open_regular, read_regular
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -36,8 +39,8 @@ class Watermark(NamedTuple):
 
 def read_watermark(folder: Path) -> Watermark:
     """Return what is noted of the index in a folder; zeros if there is no note, or a damaged one."""
-    with contextlib.suppress(OSError, struct.error):
-        data = (folder / NAME).read_bytes()[: _NUMBERS.size + _CHECK.size]
+    with contextlib.suppress(OSError, CorruptStoreError, struct.error):
+        data = read_regular(folder / NAME, _NUMBERS.size + _CHECK.size)
         if _CHECK.unpack(data[_NUMBERS.size :])[0] == google_crc32c.value(data[: _NUMBERS.size]):
             return Watermark(*_NUMBERS.unpack_from(data))
     return Watermark()
@@ -46,8 +49,8 @@ def read_watermark(folder: Path) -> Watermark:
 def write_watermark(folder: Path, mark: Watermark) -> None:
     """Note what the index in a folder holds. Where that is not possible, the older note stays."""
     data = _NUMBERS.pack(*mark)
-    with contextlib.suppress(OSError):
-        fd = os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    with contextlib.suppress(OSError, CorruptStoreError):
+        fd = open_regular(folder / NAME, os.O_WRONLY | os.O_CREAT)
         try:
             os.pwrite(fd, data + _CHECK.pack(google_crc32c.value(data)), 0)
         finally:

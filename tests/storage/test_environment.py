@@ -12,7 +12,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from diskreplay import CorruptStoreError, ReplayError, ReplayStore
+from diskreplay import CorruptStoreError, FormatVersionError, ReplayError, ReplayStore
 from diskreplay.storage import environment, layout, sharing
 from diskreplay.storage.gate import Gate
 from diskreplay.storage.index import Index
@@ -280,3 +280,45 @@ def test_a_fork_that_cannot_wait_leaves_a_child_that_says_why(closed, monkeypatc
         assert txn.counters()["commits"] > 0
     index.close()
     ReplayStore.open(closed).close()
+
+
+def edit(data, offset, content):
+    """Overwrite bytes of both meta pages."""
+    with data.open("r+b") as file:
+        for page in (0, 4096):
+            file.seek(page + offset)
+            file.write(content)
+
+
+def test_an_index_that_claims_far_more_than_it_has_is_not_made_that_long(closed):
+    """A damaged last page number would have its file be 256 GiB long."""
+    data = closed / layout.INDEX / "data.mdb"
+    length = data.stat().st_size
+    edit(data, 16 + 120, (1 << 26).to_bytes(8, "little"))
+
+    def work():
+        with pytest.raises(CorruptStoreError, match="claims"):
+            ReplayStore.open(closed, mode="a")
+
+    assert in_child(work) == 0
+    assert data.stat().st_size == length
+
+
+@pytest.mark.parametrize("pages", [(0,), (4096,), (0, 4096)])
+@pytest.mark.parametrize("offset", [16, 20])
+def test_garbage_is_no_other_version_of_lmdb(closed, pages, offset):
+    """Of a page that is damaged nobody says that another release wrote it."""
+    data = closed / layout.INDEX / "data.mdb"
+    with data.open("r+b") as file:
+        for page in pages:
+            file.seek(page + offset)
+            file.write(bytes([page // 4096 + 77, 3, 9]))
+    with pytest.raises(CorruptStoreError, match="first pages"):
+        ReplayStore.open(closed)
+
+
+def test_another_version_of_lmdb_is_told(closed):
+    shutil.rmtree(closed / layout.INDEX)
+    lmdb.open(str(closed / layout.INDEX), lib_version=1, max_dbs=32).close()
+    with pytest.raises(FormatVersionError, match="LMDB"):
+        ReplayStore.open(closed)

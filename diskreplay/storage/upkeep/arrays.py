@@ -14,6 +14,7 @@ from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import Disk
 from diskreplay.storage.fields import COMPRESSIONS, Coding
+from diskreplay.storage.regular import read_regular
 from diskreplay.storage.segments import SegmentWriter
 from diskreplay.storage.upkeep.records import INCONSISTENT, Problem
 from diskreplay.storage.upkeep.shards import DAMAGED, MISSING
@@ -121,7 +122,9 @@ def _refusal(opener: Callable[..., Any], path: Path) -> str:
 def read_document(path: Path) -> tuple[dict[str, Any] | None, Problem]:
     """Return a JSON object, or None and what is wrong with the file."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_regular(path))
+    except CorruptStoreError as err:
+        return None, Problem(DAMAGED, str(path), str(err).removeprefix(f"{path}: "))
     except FileNotFoundError:
         return None, Problem(MISSING, str(path), "zarr cannot read the array without it")
     except OSError as err:

@@ -22,8 +22,9 @@ import lmdb
 from diskreplay.errors import CorruptStoreError, ReplayError, StoreExistsError, StoreNotFoundError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import Disk, disk_error
-from diskreplay.storage.environment import MAP_SIZE, Transaction, translated
+from diskreplay.storage.environment import MAP_SIZE, Transaction
 from diskreplay.storage.index import Reading
+from diskreplay.storage.lmdb_errors import translated
 from diskreplay.storage.shard import shard_name
 from diskreplay.storage.upkeep.arrays import DOCUMENT
 from diskreplay.storage.upkeep.records import Catalogue, read_catalogue

@@ -53,6 +53,9 @@ def description_of(root: Path, index: Path | None) -> tuple[Description, dict[st
     require_store(root)
     copy = None if index is None else _copy_in(index)
     if copy is not None:
+        with contextlib.suppress(ReplayError):
+            if read_description(root).durability == "power":  # of two the stronger holds
+                copy = {**copy, "durability": "power"}
         with contextlib.suppress(CorruptStoreError, FormatVersionError):
             return parse_description(root, copy), copy
     try:

@@ -18,6 +18,7 @@ from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.fields import EPISODE, IS_LAST, REWARD, TERMINATED, TRUNCATED
 from diskreplay.storage.gather import Geometry, Pieces
+from diskreplay.storage.regular import open_regular, require_own
 from diskreplay.storage.shard import is_regular, parse_shard_index, shard_index_bytes, shard_name
 
 if TYPE_CHECKING:
@@ -87,7 +88,10 @@ class ShardExaminer:
         for item, known in zip(self.fields, files, strict=True):
             path = self.path(item, segment)
             try:
+                require_own([path])
                 length = path.stat().st_size
+            except CorruptStoreError as err:
+                found.wrong.append((DAMAGED, path, str(err).removeprefix(f"{path}: ")))
             except FileNotFoundError:
                 found.wrong.append((MISSING, path, _listed(segment)))
             except OSError as err:
@@ -145,7 +149,7 @@ class ShardExaminer:
         self, path: Path, item: Field, rows: int | None, known: Any, checks: NDArray[np.uint32] | None, chunks: int
     ) -> tuple[tuple[int, int], NDArray[np.uint32], NDArray[Any] | None]:
         """Return (length, crc32), the chunks' checksums and, for fields that tell of episodes, the rows."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_regular(path)
         try:
             length = os.fstat(fd).st_size
             if known is not None and length != known["length"]:
