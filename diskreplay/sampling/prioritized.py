@@ -36,7 +36,7 @@ class PrioritizedSampler(Sampler):
         resume: Go on from the committed random state, if there is one. Default: if no seed is given.
 
     Attributes:
-        stale: Updates dropped because their step had been evicted.
+        stale: Updates dropped because their step had been evicted, or what followed it was found damaged.
 
     Raises:
         StoreLockedError: If another process owns the priorities of that name.
@@ -82,7 +82,7 @@ class PrioritizedSampler(Sampler):
     def update_priorities(self, step_ids: ArrayLike, td_errors: ArrayLike) -> None:
         """Set the priorities of these steps to |td_error| + eps; of a step given twice the last wins.
 
-        Steps that were evicted meanwhile are dropped and counted in `stale`.
+        Steps that cannot be sampled any more, evicted meanwhile, say, are dropped and counted in `stale`.
 
         Args:
             step_ids: (B,) integers; arrays or tensors.

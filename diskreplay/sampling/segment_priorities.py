@@ -100,7 +100,7 @@ class SegmentPriorities:
         self._version = version
 
     def leaves_of(self, step_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the leaf of each step id, and which of them are live.
+        """Return the leaf of each step id, and which of them are live: not evicted, nor cut off from what followed.
 
         Raises:
             ValueError: If a step id is live but not that of a transition, or was never in the store.
@@ -116,6 +116,10 @@ class SegmentPriorities:
         self.load(leaves[live] // self.size)
         unknown = (step_ids < 0) | (step_ids // self.steps > self._newest)
         unknown[live] = (rows[live] >= self._rows[places[live]]) | (self._priority[leaves[live]] < 0)
+        for at in np.flatnonzero(unknown & live).tolist():
+            segment, row = divmod(int(step_ids[at]), self.steps)
+            if row == self._rows[places[at]] - 1 and self.access.is_cut(segment):
+                live[at] = unknown[at] = False
         if unknown.any():
             raise ValueError(f"step id {int(step_ids[np.flatnonzero(unknown)[0]])} is not that of a transition")
         return leaves, live

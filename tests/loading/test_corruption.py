@@ -157,6 +157,7 @@ def test_a_damaged_index_record_can_be_skipped_too(store):
             txn.txn.put(key, bytes(value), db=txn.databases[database])
         key = layout.priority_key(sampler.name, 8, 0)
         txn.txn.put(key, b"nonsense", db=txn.databases["priorities"])
+        txn.transaction.changed = True
     index.close()
     with ReplayStore.open(store.path, mode="a") as again:
         sampler = PrioritizedSampler(again, seed=0)
@@ -187,3 +188,20 @@ def test_only_two_ways(store):
     """Anything else is refused at once."""
     with pytest.raises(ValueError, match="on_corruption"):
         ReplayLoader(UniformSampler(store), on_corruption="ignore")
+
+
+def test_an_update_of_the_step_before_the_hole_is_dropped(store):
+    """It was drawn before what followed it was found damaged; a learner must not stop at that."""
+    sampler = PrioritizedSampler(store, seed=0)
+    assert sampler.priorities_of([47]) == [1.0]
+    store.quarantine(3, "for the test")
+    sampler.update_priorities([46, 47, 48], [2.0, 2.0, 2.0])
+    assert sampler.stale == 2
+    assert sampler.priorities_of([46]) > 2
+    store.commit()
+    with ReplayStore.open(store.path) as again:  # nor after a restart
+        reader = PrioritizedSampler(again, seed=0)
+        reader.update_priorities([47], [5.0])
+        assert reader.stale == 1
+        with pytest.raises(ValueError, match="43"):
+            reader.update_priorities([43], [5.0])  # an episode's last observation never was a transition

@@ -239,6 +239,7 @@ def test_a_damaged_record_of_the_journal(tmp_path, spec):
             value = bytearray(txn.raw("updates", key))
             value[-6] ^= 1
             txn.txn.put(key, bytes(value), db=txn.databases["updates"])
+            txn.transaction.changed = True
         index.close()
         found = verify_path(life.store.path, quick=True)
         assert any(
