@@ -365,14 +365,28 @@ class Committer:
         return evict_oldest(txn, counters, capacity)
 
 
+def _with_checks(sums: bytes, before: Any, written: Sequence[tuple[int, int]]) -> bytes:
+    """Have SUM records say which checksum each block has: as it was written now, or as the index says already."""
+    out = np.frombuffer(sums, layout.SUM).copy()
+    if before is not None:
+        same = min(len(out), len(before))
+        out["check"][:same] = before["check"][:same]
+    for block, check in written:
+        out["check"][block] = check
+    return out.tobytes()
+
+
 def _put_sampler(txn: Writing, record: SamplerRecord, gone: Callable[[int], bool]) -> None:
     txn.put_json("samplers", record.name.encode(), record.state)
     live = {segment: sums for segment, sums in record.sums.items() if not gone(segment)}
+    checks: dict[int, list[tuple[int, int]]] = {}
     for (segment, block), payload in record.blocks.items():
         if segment in live:  # of every segment whose blocks changed the sums did
-            txn.put("priorities", layout.priority_key(record.name, segment, block), payload)
+            check = txn.put("priorities", layout.priority_key(record.name, segment, block), payload)
+            checks.setdefault(segment, []).append((block, check))
     for segment, sums in live.items():
-        txn.put("sums", layout.sum_key(record.name, segment), sums)
+        key = layout.sum_key(record.name, segment)
+        txn.put("sums", key, _with_checks(sums, txn.array("sums", key, layout.SUM), checks.get(segment, ())))
     if record.update is not None:
         # A commit whose end failed may have left records of its own.
         name = record.name

@@ -149,7 +149,7 @@ class Reading:
             expected = layout.KEY_BYTES.get(database, len(key))
             if key < first or (seen and key <= before) or len(key) != expected:
                 raise CorruptStoreError(f"index: table {database}: {key!r} is not in its place")
-            before, seen, total = key, seen + 1, total + _checksum(value)
+            before, seen, total = key, seen + 1, total + layout.record_checksum(value)
             yield key, layout.open_record(database, key, value)
         if not first:
             self._require(database, seen, total)
@@ -178,7 +178,7 @@ class Reading:
             and min(map(len, values), default=4) >= 4
             and len(keys) == self.count(database)
             and (size is None or set(map(len, keys)) <= {size})
-            and self._is_committed(database, sum(map(_checksum, values)))
+            and self._is_committed(database, sum(map(layout.record_checksum, values)))
         )
         if not sound:
             for _ in self.items(database):  # it raises, and says why
@@ -280,11 +280,12 @@ class Writing(Reading):
         super().__init__(transaction)
         self._sums: dict[str, int] = {}
 
-    def put(self, database: str, key: bytes, payload: bytes) -> None:
-        """Write a record, with its checksum."""
+    def put(self, database: str, key: bytes, payload: bytes) -> int:
+        """Write a record; return the checksum it got."""
         value = layout.seal_record(database, key, payload)
         self._note(database, self.txn.get(key, db=self.databases[database]), value)
         self.txn.put(key, value, db=self.databases[database])
+        return layout.record_checksum(value)
 
     def put_json(self, database: str, key: bytes, data: dict[str, Any]) -> None:
         """Write a JSON record."""
@@ -334,10 +335,9 @@ class Writing(Reading):
 
     def _note(self, database: str, before: Any, value: bytes | None = None) -> None:
         """Note that a value takes the place of another; None: of none, or there is none from now on."""
-        change = 0 if value is None else _checksum(value)
         if before is not None:
             self.transaction.check(before)
-            change -= _checksum(before)
+        change = layout.record_checksum(value) - layout.record_checksum(before)
         self._sums[database] = self._sums.get(database, 0) + change
         self.transaction.changed = True
 
@@ -346,8 +346,3 @@ class Writing(Reading):
         while cursor.set_range(start) and inside(bytes(cursor.key())):
             self._note(database, cursor.value())
             cursor.delete()
-
-
-def _checksum(value: Any) -> int:
-    """Return the crc32c that a value says it has."""
-    return int.from_bytes(value[-4:], "little")

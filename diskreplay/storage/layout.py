@@ -51,7 +51,8 @@ key, and what precedes it in the value):
     samplers    sampler name          JSON: alpha, largest priority, random state, draws in flight, next_update: above
                                       all numbers used in the journal
     sums        sampler name, 0, segment u64    [SUM], one for each block of priorities: sum of priority^alpha, place
-                                      of the segment in the tree, rows: the tree's upper level
+                                      of the segment in the tree, rows: the tree's upper level; and the crc32c that
+                                      the block's record has, 0 without one: a block of earlier is sound in itself
     digest      b"tables"             LMDB's number u64 of the transaction that wrote it, the newest (an index that LMDB
                                       copied begins with 1 again); then, of each table above, in this order, the sum
                                       u64 of its values' crc32c
@@ -135,7 +136,7 @@ EPISODE = np.dtype(
         ("flags", "u1"),
     ],
 )
-SUM = np.dtype([("total", "<f8"), ("place", "<i4"), ("rows", "<i4")])
+SUM = np.dtype([("total", "<f8"), ("place", "<i4"), ("rows", "<i4"), ("check", "<u4")])
 TERMINATED, TRUNCATED, INTERRUPTED, CUT = 1, 2, 4, 8
 
 
@@ -228,6 +229,11 @@ def record_owner(database: str, key: bytes) -> bytes:
 def seal_record(database: str, key: bytes, payload: bytes) -> bytes:
     """Append the checksum that every LMDB value carries."""
     return seal_value(payload, record_owner(database, key))
+
+
+def record_checksum(value: bytes | memoryview | None) -> int:
+    """Return the crc32c that an LMDB value says it has; 0 of none."""
+    return 0 if value is None else int.from_bytes(value[-4:], "little")
 
 
 def open_record(database: str, key: bytes, value: bytes, what: str = "") -> bytes:

@@ -114,10 +114,13 @@ def _load_block(txn: Reading, name: str, segment: int, block: int) -> tuple[int,
     sums = txn.array("sums", layout.sum_key(name, segment), layout.SUM)
     if sums is None or block >= len(sums):
         return None
-    rows = int(sums[block]["rows"])
-    payload = txn.get("priorities", layout.priority_key(name, segment, block))
-    if payload is None:
+    rows, key = int(sums[block]["rows"]), layout.priority_key(name, segment, block)
+    value = txn.raw("priorities", key)
+    if layout.record_checksum(value) != sums[block]["check"]:
+        raise CorruptStoreError(f"index: block {block} of its priorities is not the one that was committed")
+    if value is None:
         return rows, 0, np.zeros(0, np.float32)
+    payload = layout.open_record("priorities", key, value)
     folded, held = layout.parse_priorities(payload, f"priorities of segment {segment}, block {block}")
     if not len(held) <= rows <= layout.PRIORITY_BLOCK:
         raise CorruptStoreError(f"{len(held)} priorities in block {block}, its sum counts {rows}")

@@ -69,28 +69,30 @@ def put_sampler(txn, name, alpha, segments, segment_steps, priorities):
     state |= {"batches": 0, "in_flight": [], "alpha": alpha, "largest": 1.0, "stale": 0}
     txn.put_json("samplers", name.encode(), state)
     totals = np.diff(np.append(np.arange(0, segment_steps, layout.PRIORITY_BLOCK), segment_steps)).astype(np.float64)
+    blocks = [layout.priorities_payload(0, np.ones(int(rows), np.float32)) for rows in totals]
+    checks = {}
+    for segment in range(segments) if priorities is None else sorted(priorities):
+        keys = [layout.priority_key(name, segment, block) for block in range(len(blocks))]
+        checks[segment] = put_many(txn, "priorities", keys, blocks)
     put_many(
         txn,
         "sums",
         [layout.sum_key(name, segment) for segment in range(segments)],
-        [sums_of(place, totals) for place in range(segments)],
+        [sums_of(place, totals, checks.get(place, 0)) for place in range(segments)],
     )
-    blocks = [min(layout.PRIORITY_BLOCK, segment_steps - at) for at in range(0, segment_steps, layout.PRIORITY_BLOCK)]
-    for segment in range(segments) if priorities is None else sorted(priorities):
-        keys = [layout.priority_key(name, segment, block) for block in range(len(blocks))]
-        put_many(txn, "priorities", keys, [layout.priorities_payload(0, np.ones(rows, np.float32)) for rows in blocks])
 
 
 def put_many(txn, database, keys, payloads):
-    """Write records whose keys ascend, and follow all that are there."""
+    """Write records whose keys ascend, and follow all that are there; return their checksums."""
     values = [layout.seal_record(database, key, payload) for key, payload in zip(keys, payloads, strict=True)]
     txn.txn.cursor(db=txn.databases[database]).putmulti(list(zip(keys, values, strict=True)), append=True)
     for value in values:
         txn._note(database, None, value)
+    return [layout.record_checksum(value) for value in values]
 
 
-def sums_of(place, totals):
+def sums_of(place, totals, checks):
     """Return SUM records of rows that all have the priority 1."""
     sums = np.zeros(len(totals), layout.SUM)
-    sums["total"], sums["place"], sums["rows"] = totals, place, totals
+    sums["total"], sums["place"], sums["rows"], sums["check"] = totals, place, totals, checks
     return sums.tobytes()

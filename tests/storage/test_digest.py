@@ -81,6 +81,32 @@ def test_a_table_of_which_a_record_is_older_is_refused(path, database):
     check_aged(path, database)
 
 
+def test_priorities_of_an_earlier_commit_are_not_served(path):
+    """The sum of these is the same."""
+    index = Index(path / layout.INDEX)
+    with index.write() as txn:
+        key = next(txn.keys("priorities"))
+        folded, values = layout.parse_priorities(txn.get("priorities", key), "it")
+        assert values[0] != values[4]
+        values = values.copy()
+        values[[0, 4]] = values[[4, 0]]
+        before = txn.raw("priorities", key)
+        value = layout.seal_record("priorities", key, layout.priorities_payload(folded, values))
+        txn._note("priorities", before, value)
+        txn.txn.put(key, value, db=txn.databases["priorities"])
+    index.close()
+    for mode in ("r", "a"):
+        with ReplayStore.open(path, mode=mode) as store:
+            sampler = PrioritizedSampler(store, seed=0)
+            with pytest.raises(CorruptStoreError, match="not the one that was committed"):
+                sampler.priorities_of([0, 4])
+    assert "not those that were committed" in verify_path(path).problems[0].what
+    plan = plan_repair(path)
+    assert [loss.what for loss in plan.losses] == ["priorities of sampler 'prioritized' in segment 0"]
+    apply(plan)
+    check(path)
+
+
 @pytest.mark.parametrize("database", ["seals", "files", "checks", "episodes", "priorities"])
 def test_of_tables_that_opening_does_not_read_verify_says_so(path, database):
     age(path, database)

@@ -82,8 +82,11 @@ def _sampler_segment(draft: Draft, name: str, alpha: float | None, found: Priori
         used = {*places, *_places(draft, name)}
         place = next(n for n in range(len(used) + 1) if n not in used)
     places[place] = segment
-    if place == found.place and not contradictions(found, alpha, known) and not found.beyond(draft.old.samplers[name]):
+    fits = not (contradictions(found, alpha, known) or found.older or found.beyond(draft.old.samplers[name]))
+    if place == found.place and fits:
         return
+    if found.older and found.sums is not None:
+        draft.lose(where, "some are not those that were committed: they are of before")
     if np.isnan(values).any():
         draft.lose(where, f"{int(np.isnan(values).sum())} are missing or not finite: they begin anew at the largest")
     _fit(draft, name, alpha, found, place, known, values)
@@ -101,11 +104,14 @@ def _fit(
     wrong = ~marked & ~(np.isfinite(values) & (values >= 0))
     values[wrong], values[final] = largest, UNSAMPLED
     _forget(draft, name, found.segment)
+    sums = sums_of(values, alpha, place)
     for block in range(-(-len(values) // layout.PRIORITY_BLOCK)):
         part = values[block * layout.PRIORITY_BLOCK : (block + 1) * layout.PRIORITY_BLOCK]
         payload = layout.priorities_payload(int(state.get("next_update", 0)), part)
-        draft.replace("priorities", layout.priority_key(name, found.segment, block), payload)
-    draft.replace("sums", layout.sum_key(name, found.segment), sums_of(values, alpha, place).tobytes())
+        key = layout.priority_key(name, found.segment, block)
+        draft.replace("priorities", key, payload)
+        sums["check"][block] = layout.record_checksum(layout.seal_record("priorities", key, payload))
+    draft.replace("sums", layout.sum_key(name, found.segment), sums.tobytes())
     draft.note(f"sampler {name!r}: the priorities of segment {found.segment} are made to fit its steps")
 
 

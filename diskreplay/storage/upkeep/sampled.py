@@ -37,6 +37,7 @@ class Priorities:
         journal: The sampler's.
         sums: [SUM]; None if they are missing or damaged.
         blocks: block -> `folded` and priorities.
+        checks: block -> checksum of its record.
         bad: Keys of damaged records, and what is wrong with each.
     """
 
@@ -45,6 +46,7 @@ class Priorities:
     journal: Journal
     sums: NDArray[Any] | None = None
     blocks: dict[int, tuple[int, NDArray[np.float32]]] = field(default_factory=dict)
+    checks: dict[int, int] = field(default_factory=dict)
     bad: list[tuple[str, bytes, str]] = field(default_factory=list)
 
     @property
@@ -66,6 +68,12 @@ class Priorities:
     def beyond(self, state: dict[str, Any]) -> bool:
         """Return whether a block says that it holds more of the journal than there ever was."""
         return any(folded > state.get("next_update", 0) for folded, _ in self.blocks.values())
+
+    @property
+    def older(self) -> list[int]:
+        """Return the blocks that are not those that their sums were committed with."""
+        sums = {} if self.sums is None else dict(enumerate(self.sums["check"].tolist()))
+        return sorted(block for block in sums.keys() | self.checks if sums.get(block, 0) != self.checks.get(block, 0))
 
     @property
     def written(self) -> int:
@@ -101,8 +109,9 @@ def read_priorities(txn: Reading, sampler: str, segment: int, journal: Journal, 
             continue
         try:
             what = name_of("priorities", name)
-            payload = layout.open_record("priorities", name, raw, what)
-            out.blocks[int.from_bytes(name[-2:], "big")] = layout.parse_priorities(payload, what)
+            payload, block = layout.open_record("priorities", name, raw, what), int.from_bytes(name[-2:], "big")
+            out.blocks[block] = layout.parse_priorities(payload, what)
+            out.checks[block] = layout.record_checksum(raw)
         except CorruptStoreError as err:
             out.bad.append(("priorities", name, str(err)))
     return out
@@ -217,7 +226,8 @@ def _wrong(found: Priorities, state: dict[str, Any], known: Rows | None) -> list
     if alpha is None:
         return ["there are priorities, but the sampler has no alpha"]
     later = ["its priorities are of a later time than the sampler's state"] if found.beyond(state) else []
-    return [*later, *contradictions(found, alpha, known)]
+    older = [f"blocks {found.older} are not those that were committed"] if found.older else []
+    return [*later, *older, *contradictions(found, alpha, known)]
 
 
 def check_journal(journal: Journal, state: dict[str, Any]) -> Iterator[Problem]:
