@@ -48,24 +48,35 @@ def repair(store: Path, *, yes: bool, rebuild_index: bool, as_json: bool, quiet:
     """
     from diskreplay.storage.upkeep.repair import Repaired, apply, plan_repair
 
-    with ByteBar("examine", visible=not quiet) as bar:
-        plan = plan_repair(store, rebuild_index=rebuild_index, progress=bar)
-    if not plan.empty and not yes:
-        emit_text(_plan(plan)) if not as_json else emit_json({**plan.to_json(), "done": False})
-        if as_json or not sys.stdin.isatty():
-            note(f"Error: {store}: nothing was changed")
-            note("Hint: Pass --yes to do it.")
-            sys.exit(EXIT_ERROR)
-        click.confirm("Do it?", abort=True, err=True)
-    done = Repaired(plan) if plan.empty else apply(plan)
+    before: list[str] = []
+    while True:
+        with ByteBar("examine", visible=not quiet) as bar:
+            plan = plan_repair(store, rebuild_index=rebuild_index, progress=bar)
+        plan.notes[:0] = before
+        _ask(plan, yes=yes, as_json=as_json)
+        done = Repaired(plan) if plan.empty else apply(plan)
+        if plan.meta_page is None:
+            break
+        before = list(plan.notes)
     if as_json:
         emit_json({**done.to_json(), "done": True})
-    elif plan.empty:
+    elif plan.empty and not before:
         emit_text(f"{plan.path}: nothing to repair.")
     else:
         if yes:
             emit_text(_plan(plan))
-        emit_text(f"{plan.path}: repaired; what left the store is in {done.aside}.")
+        emit_text(f"{plan.path}: repaired; what left the store is in {done.aside or plan.path / 'lost+found'}.")
+
+
+def _ask(plan: RepairPlan, *, yes: bool, as_json: bool) -> None:
+    """Show a plan that is to be confirmed, and end the program if it is not."""
+    if not plan.empty and not yes:
+        emit_text(_plan(plan)) if not as_json else emit_json({**plan.to_json(), "done": False})
+        if as_json or not sys.stdin.isatty():
+            note(f"Error: {plan.path}: nothing was changed")
+            note("Hint: Pass --yes to do it.")
+            sys.exit(EXIT_ERROR)
+        click.confirm("Do it?", abort=True, err=True)
 
 
 def _plan(plan: RepairPlan) -> str:

@@ -60,3 +60,17 @@ def test_a_store_in_use(cli, check_error, store):
 
 def test_a_path_that_is_no_store(cli, check_error, tmp_path):
     check_error(cli("repair", tmp_path), "not a replay store")
+
+
+def test_a_lost_meta_page_and_what_else_is_wrong_are_repaired_in_one_go(cli, store):
+    lose(store)
+    data = store / "index.lmdb" / "data.mdb"
+    content = data.read_bytes()
+    oldest = min((0, 1), key=lambda n: int.from_bytes(content[n * 4096 + 144 : n * 4096 + 152], "little"))
+    data.write_bytes(content[: oldest * 4096] + bytes(4096) + content[(oldest + 1) * 4096 :])
+    result = cli("repair", store, "--yes")
+    assert result.exit_code == 0
+    assert f"page {oldest} of the index" in result.stdout
+    assert "segment 0" in result.stdout
+    assert cli("verify", store).exit_code == 0
+    assert cli("repair", store).exit_code == 0

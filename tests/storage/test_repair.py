@@ -583,3 +583,38 @@ def test_no_store_is_not_repaired(tmp_path):
     with pytest.raises(StoreNotFoundError):
         plan_repair(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("page", [0, 1])
+@pytest.mark.parametrize("how", ["zeroed", "flipped"])
+def test_an_index_without_one_of_its_meta_pages_is_whole_in_the_other(path, before, page, how):
+    """Where the newest is lost, that is the commit before, here one that changed no step."""
+    with ReplayStore.open(path, mode="a") as store:
+        store.commit()
+    kept = priorities(path)
+    data = path / "index.lmdb" / "data.mdb"
+    content = bytearray(data.read_bytes())
+    lost = bytes(content[page * 4096 : (page + 1) * 4096])
+    newest = max((0, 1), key=lambda n: int.from_bytes(content[n * 4096 + 144 : n * 4096 + 152], "little"))
+    content[page * 4096 : page * 4096 + 40] = bytes(40) if how == "zeroed" else lost[:16] + bytes([7]) + lost[17:40]
+    data.write_bytes(content)
+    with pytest.raises(CorruptStoreError, match="first pages"):
+        ReplayStore.open(path)
+    plan = plan_repair(path)
+    assert f"page {page} of the index" in plan.notes[0]
+    assert not plan.losses
+    done = repair_store(path)
+    assert [loss.what for loss in done.plan.losses] == ["what was committed last"] * (page == newest)
+    assert rows(path) == before
+    assert priorities(path) == kept
+    aside = next((path / "lost+found").rglob(f"page-{page}"))
+    assert aside.read_bytes() == bytes(content[page * 4096 : (page + 1) * 4096])
+    check(path)
+
+
+def test_an_index_without_both_meta_pages_is_rebuilt_if_asked_for(path):
+    data = path / "index.lmdb" / "data.mdb"
+    data.write_bytes(bytes(8192) + data.read_bytes()[8192:])
+    with pytest.raises(CorruptStoreError) as caught:
+        plan_repair(path)
+    assert "--rebuild-index" in caught.value.hint

@@ -26,6 +26,7 @@ from diskreplay.storage.probe import probe
 from diskreplay.storage.upkeep.arrays import group_documents, group_problems
 from diskreplay.storage.upkeep.damaged import description_of, open_index, require_store
 from diskreplay.storage.upkeep.mending import Loss, Mended, mend
+from diskreplay.storage.upkeep.meta_pages import MetaPage, find_damaged_meta_page
 from diskreplay.storage.upkeep.rebuilding import Rebuilt, rebuild
 
 if TYPE_CHECKING:
@@ -45,12 +46,14 @@ class RepairPlan:
         mended: What changes.
         rebuilt: The records of a new index, if it is to be made from the shards alone.
         transaction: The index's state that was looked at.
+        meta_page: The page of the index that has to be made anew before anything else can be looked at.
     """
 
     path: Path
     mended: Mended
     rebuilt: Rebuilt | None = None
     transaction: int = -1
+    meta_page: MetaPage | None = None
 
     @property
     def losses(self) -> list[Loss]:
@@ -71,7 +74,8 @@ class RepairPlan:
     def empty(self) -> bool:
         """Return whether there is nothing to do."""
         done = self.mended
-        return self.rebuilt is None and not (done.changes or done.documents or done.moves)
+        remade = self.rebuilt is not None or self.meta_page is not None
+        return not (remade or done.changes or done.documents or done.moves)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
@@ -143,7 +147,9 @@ def apply(plan: RepairPlan, disk: Disk | None = None) -> Repaired:
         _make_folders(disk, done.aside, root)
         disk.write_file(done.aside / "report.json", json.dumps(plan.to_json(), indent=1).encode())
         disk.sync_directory(done.aside)
-        if plan.rebuilt is not None:
+        if plan.meta_page is not None:
+            _replace_meta_page(plan.meta_page, root, done.aside, disk)
+        elif plan.rebuilt is not None:
             _replace_index(plan.rebuilt, root, done.aside, disk)
         else:
             _change_index(plan, done.aside, disk)
@@ -160,7 +166,10 @@ def repair_store(
     path: str | os.PathLike[str], *, rebuild_index: bool = False, progress: Progress | None = None
 ) -> Repaired:
     """Plan a repair and do it."""
-    return apply(plan_repair(path, rebuild_index=rebuild_index, progress=progress))
+    done = apply(plan_repair(path, rebuild_index=rebuild_index, progress=progress))
+    if done.plan.meta_page is None:
+        return done
+    return repair_store(path, progress=progress)
 
 
 def _alone(root: Path) -> FileLock:
@@ -171,6 +180,10 @@ def _alone(root: Path) -> FileLock:
 
 def _plan(root: Path, *, rebuild_index: bool, progress: Progress | None) -> RepairPlan:
     trouble = probe(root / layout.INDEX)
+    page = find_damaged_meta_page(root / layout.INDEX / "data.mdb") if trouble else None
+    if page is not None and not rebuild_index:
+        note = f"page {page.number} of the index is made anew from the other that it begins with; then look again"
+        return RepairPlan(root, Mended(notes=[note]), meta_page=page)
     if trouble and not rebuild_index:
         raise CorruptStoreError(f"{root / layout.INDEX}: {trouble}", path=root, hint=REBUILD)
     description, attributes = description_of(root, None if trouble else root / layout.INDEX)
@@ -221,6 +234,14 @@ def _change_index(plan: RepairPlan, aside: Path, disk: Disk) -> None:
                 writing.renew_digest()
     finally:
         index.close()
+
+
+def _replace_meta_page(page: MetaPage, root: Path, aside: Path, disk: Disk) -> None:
+    folder = aside / layout.INDEX
+    _make_folders(disk, folder, root)
+    disk.write_file(folder / f"page-{page.number}", page.before)
+    disk.sync_directory(folder)
+    page.write(root / layout.INDEX / "data.mdb", disk)
 
 
 def _replace_index(rebuilt: Rebuilt, root: Path, aside: Path, disk: Disk) -> None:
