@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import util
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,7 +23,7 @@ from diskreplay.storage.reading import FileCache, WindowPlan
 from diskreplay.store.windows import assemble, check_window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from diskreplay.experience import StepSpec
     from diskreplay.sampling import Sampler
@@ -97,6 +100,7 @@ class ReplayLoader(DataLoader[Any]):
         if num_workers:
             options.setdefault("prefetch_factor", max(1, -(-prefetch // num_workers)))
             options.setdefault("persistent_workers", True)
+            options["worker_init_fn"] = partial(_begin_work, options.get("worker_init_fn"))
         super().__init__(
             _PlanReader(sampler.store.spec),
             sampler=_Plans(self._planner, batch_size),
@@ -149,14 +153,17 @@ class ReplayLoader(DataLoader[Any]):
     def _with_workers(self) -> Iterator[Batch]:
         sampler, plans = self.replay_sampler, self.sampler
         assert isinstance(plans, _Plans)  # noqa: S101  made in __init__
-        if plans.draws:
+        if plans.drawn:
             raise ValueError("with worker processes a loader has one iterator at a time: close the other first")
         batches = super().__iter__()
         try:
             while True:
                 started = time.perf_counter()
                 batch = next(batches)
-                draw, _ = plans.draws.popleft()
+                drawn = plans.drawn.popleft()
+                if isinstance(drawn, Exception):
+                    raise drawn
+                draw, _ = drawn
                 if isinstance(batch, _Damaged):
                     batch = self._read_again(draw, batch)
                 sampler.delivered(draw)
@@ -164,8 +171,8 @@ class ReplayLoader(DataLoader[Any]):
                 self._waited[0] += time.perf_counter() - started
                 yield batch
         finally:
-            sampler.recall([draw for draw, _ in plans.draws])
-            plans.draws.clear()
+            sampler.recall([drawn[0] for drawn in plans.drawn if not isinstance(drawn, Exception)])
+            plans.drawn.clear()
 
     def _read_again(self, draw: Draw, damaged: _Damaged) -> Batch:
         """Read a batch here in which a worker process met damage, the damaged segment left out."""
@@ -190,12 +197,17 @@ class _Plans:
     def __init__(self, planner: Planner, batch_size: int) -> None:
         self.planner = planner
         self.batch_size = batch_size
-        self.draws: deque[tuple[Draw, WindowPlan]] = deque()  # plans keep their files open
+        self.drawn: deque[tuple[Draw, WindowPlan] | Exception] = deque()  # plans keep their files open
 
-    def __iter__(self) -> Iterator[tuple[WindowPlan, Any]]:
+    def __iter__(self) -> Iterator[tuple[WindowPlan, Any] | None]:
         while True:
-            draw, plan = self.planner.plan(self.planner.draw_ahead(self.batch_size))
-            self.draws.append((draw, plan))
+            try:
+                draw, plan = self.planner.plan(self.planner.draw_ahead(self.batch_size))
+            except Exception as err:  # noqa: BLE001  raised in its turn: torch, half made, would leave its workers
+                self.drawn.append(err)
+                yield None
+                return
+            self.drawn.append((draw, plan))
             yield plan.portable(), draw.weight
 
 
@@ -206,7 +218,9 @@ class _PlanReader(Dataset[Any]):
         self.spec = spec
         self._files: FileCache | None = None
 
-    def __getitem__(self, item: tuple[WindowPlan, Any]) -> Batch | _Damaged:
+    def __getitem__(self, item: tuple[WindowPlan, Any] | None) -> Batch | _Damaged | None:
+        if item is None:
+            return None
         if self._files is None:
             self._files = FileCache()
         plan, weight = item
@@ -217,3 +231,24 @@ class _PlanReader(Dataset[Any]):
             return _Damaged(str(err), err.segment)
         self._files.trim()
         return batch
+
+
+LAST = -100  # of the finalizers, after the one that waits until a queue's contents are sent
+
+
+def _begin_work(then: Callable[[int], None] | None, worker: int) -> None:
+    """Do as the `worker_init_fn` that was given, in a worker process that is to end as soon as its work is done."""
+    util.Finalize(None, _end_at_once, exitpriority=LAST)
+    if then is not None:
+        then(worker)
+
+
+def _end_at_once() -> None:
+    """End a worker process without the interpreter's finalization.
+
+    That would end threads which are still inside torch's C++, and with them, now and then, the process by SIGABRT.
+    """
+    if sys.exc_info()[0] is None:  # else multiprocessing is about to print it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

@@ -1,0 +1,113 @@
+"""Worker processes: an error comes in its turn and leaves none of them behind; they end at once."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import gc
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diskreplay import NotEnoughStepsError, PrioritizedSampler, ReplayLoader, UniformSampler
+from tests.conftest import fill
+
+
+@pytest.fixture
+def store(make_store):
+    """Return an open store of some episodes."""
+    store = make_store(segment_steps=16)
+    fill(store, episodes=8)
+    store.commit()
+    return store
+
+
+class FailingAt(UniformSampler):
+    """Draw, but for one time."""
+
+    fails_at = 0
+
+    def draw_ahead(self, batch_size):
+        self.fails_at -= 1
+        if self.fails_at == -1:
+            raise NotEnoughStepsError("drawn once too often")
+        return super().draw_ahead(batch_size)
+
+
+def open_files():
+    gc.collect()
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize("at", [0, 1, 7])
+def test_an_error_comes_in_its_turn(store, at):
+    """The first plans are made while torch starts its workers: raised there it would leave them running."""
+    sampler = FailingAt(store, seed=0)
+    sampler.fails_at = at
+    loader = ReplayLoader(sampler, batch_size=8, num_workers=2, prefetch=4)
+    iterator = iter(loader)
+    twin = UniformSampler(store, seed=0)
+    for _ in range(at):
+        assert np.array_equal(next(iterator).step_ids, twin.draw(8).step_ids)
+    with pytest.raises(NotEnoughStepsError, match="once too often"):
+        next(iterator)
+    again = iter(loader)
+    assert len(next(again).step_ids) == 8
+    again.close()
+    loader.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_nothing_is_left_open_after_an_error(store):
+    """Neither processes nor files."""
+    sampler = PrioritizedSampler(store, seed=0)
+    sampler.set_priorities(store.step_ids_of(np.arange(len(store))), np.zeros(len(store)))
+    counts = []
+    for _ in range(3):
+        loader = ReplayLoader(sampler, batch_size=8, num_workers=1)
+        with pytest.raises(NotEnoughStepsError, match="every priority is 0"):
+            next(iter(loader))
+        loader.close()
+        assert multiprocessing.active_children() == []
+        counts.append(open_files())
+    assert counts[1] == counts[2]
+
+
+def begun(folder, worker):
+    """Say so, and that the interpreter finalizes, if it does."""
+    (folder / f"begun-{worker}").touch()
+    atexit.register((folder / f"finalized-{worker}").touch)
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_end_at_once(store, tmp_path, context):
+    """Finalization ends threads that are inside torch's C++; now and then a spawned worker died of SIGABRT there."""
+    loader = ReplayLoader(
+        UniformSampler(store, seed=0),
+        batch_size=8,
+        num_workers=1,
+        multiprocessing_context=context,
+        worker_init_fn=functools.partial(begun, tmp_path),
+    )
+    iterator = iter(loader)
+    next(iterator)
+    workers = loader._iterator._workers
+    iterator.close()
+    loader.close()
+    for worker in workers:
+        worker.join(20)
+    assert [worker.exitcode for worker in workers] == [0]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".replay"] == ["begun-0"]
+
+
+def fails(worker):
+    raise ValueError("as asked for")
+
+
+def test_a_worker_that_cannot_begin_says_so(store):
+    loader = ReplayLoader(UniformSampler(store, seed=0), batch_size=8, num_workers=1, worker_init_fn=fails)
+    with pytest.raises(ValueError, match="as asked for"):
+        next(iter(loader))
+    loader.close()
