@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import shutil
 import time
 import uuid
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from diskreplay.storage.eviction import Capacity
 from diskreplay.storage.fields import COMPRESSIONS, Compression, default_segment_steps, fields_of
 from diskreplay.storage.index import Index
 from diskreplay.storage.locks import FileLock
+from diskreplay.storage.partial import partial_folder
 from diskreplay.storage.regular import require_own
 from diskreplay.storage.segments import SegmentWriter, change_attributes, read_attributes
 
@@ -158,10 +157,7 @@ def create_store(path: Path, description: Description, metadata: dict[str, Any],
         raise StoreExistsError(f"{path}: exists already", path=path)
     if not path.parent.is_dir():
         raise StoreNotFoundError(f"{path.parent}: no such folder", path=path, hint="Make it first.")
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        disk.make_directory(partial)
-        disk.make_directory(partial / layout.LOCKS)
+    with partial_folder(path, disk) as partial:
         writer = SegmentWriter(partial, fields_of(description.spec), description.segment_steps, disk)
         writer.create_group(description.to_json())
         index = Index(partial / layout.INDEX, create=True, synced=disk.durability == "power")
@@ -174,17 +170,6 @@ def create_store(path: Path, description: Description, metadata: dict[str, Any],
             index.close()
         for folder in (partial / layout.INDEX, partial / layout.STEPS, partial):
             disk.sync_directory(folder)
-        try:
-            partial.rename(path)
-        except OSError as err:
-            if not path.exists():
-                raise disk_error(err, path) from err
-            raise StoreExistsError(f"{path}: exists already", path=path) from err
-        disk.sync_directory(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(partial)
-        raise
 
 
 def require_own_folders(path: Path, spec: StepSpec) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -167,3 +169,80 @@ def test_a_backup_is_restored_by_copying_it_back(store, tmp_path):
     shutil.copytree(tmp_path / "copy.replay", tmp_path / "restored.replay")
     assert rows(tmp_path / "restored.replay") == before
     check(tmp_path / "restored.replay")
+
+
+def lasting(work):
+    """Run `work` in a forked child that is killed as soon as it says so; return once it is dead."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            work(lambda: (os.write(write, b"."), time.sleep(60)))
+        finally:
+            os._exit(1)
+    os.close(write)
+    assert os.read(read, 1) == b"."
+    os.close(read)
+    return pid
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("what", ["backup", "create"])
+def test_what_a_killed_one_left_the_next_removes_but_not_what_one_makes(store, tmp_path, monkeypatch, what):
+    dest = tmp_path / "copy.replay"
+    path = store.path
+    store.close()
+
+    def work(stop):
+        if what == "backup":
+            with ReplayStore.open(path) as opened:
+                opened.backup(dest, progress=lambda *_: stop())
+        else:
+            monkeypatch.setattr("diskreplay.storage.creation.np.zeros", lambda *_: stop())
+            ReplayStore.create(dest, store.spec)
+
+    dead, living = lasting(work), lasting(work)
+    kill(dead)
+    assert len(list(tmp_path.glob(".copy.replay.*.partial"))) == 2
+    monkeypatch.setattr("diskreplay.storage.partial.UNLOCKED_S", -1)
+    (tmp_path / ".copy.replay.01234567.partial").mkdir()  # killed before it could lock it
+    (tmp_path / ".other.replay.01234567.partial").mkdir()
+    with ReplayStore.open(path) as opened:
+        opened.backup(dest)
+    assert len(list(tmp_path.glob(".copy.replay.*.partial"))) == 1
+    kill(living)
+    shutil.rmtree(dest)
+    with ReplayStore.open(path) as opened:
+        opened.backup(dest)
+    assert list(tmp_path.glob(".copy.replay.*")) == []
+    assert (tmp_path / ".other.replay.01234567.partial").exists()
+    check(dest)
+
+
+def test_a_shard_of_another_length_is_not_backed_up(store, tmp_path):
+    file = shard(store.path, "reward", 2)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CorruptStoreError, match="were committed") as caught:
+        store.backup(tmp_path / "copy.replay")
+    assert str(file) in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["test.replay"]
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["steps/reward/c.2", "zarr.json"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_links_and_pipes_are_not_backed_up(store, tmp_path, name, kind):
+    file, outside = store.path / name, tmp_path / "outside"
+    file.rename(outside)
+    if kind == "link":
+        file.symlink_to(outside)
+    else:
+        os.mkfifo(file)
+    with pytest.raises(CorruptStoreError, match="no regular file"):
+        store.backup(tmp_path / "copy.replay")
+    assert not (tmp_path / "copy.replay").exists()
+    store.close()

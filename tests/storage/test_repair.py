@@ -618,3 +618,19 @@ def test_an_index_without_both_meta_pages_is_rebuilt_if_asked_for(path):
     with pytest.raises(CorruptStoreError) as caught:
         plan_repair(path)
     assert "--rebuild-index" in caught.value.hint
+
+
+@pytest.mark.parametrize("field", ["observation", "reward", "episode"])
+def test_a_field_s_folder_that_is_gone_is_made_anew(path, before, field):
+    """All sealed segments leave with it; tails stay."""
+    shutil.rmtree(path / "steps" / field)
+    assert any(field in where for _, where, _ in verify(path))
+    _, left = after_repair(path)
+    assert left == without(before, *A, *B)
+
+
+def test_the_folder_of_all_fields_that_is_gone_is_made_anew(path, before):
+    shutil.rmtree(path / "steps")
+    assert verify(path) != []
+    _, left = after_repair(path)
+    assert left == without(before, *A, *B)

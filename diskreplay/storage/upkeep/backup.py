@@ -12,7 +12,6 @@ import errno
 import os
 import shutil
 import time
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,8 @@ from diskreplay.storage.durable import Disk, disk_error
 from diskreplay.storage.environment import MAP_SIZE, Transaction
 from diskreplay.storage.index import Reading
 from diskreplay.storage.lmdb_errors import translated
+from diskreplay.storage.partial import partial_folder
+from diskreplay.storage.regular import open_regular, read_regular
 from diskreplay.storage.shard import shard_name
 from diskreplay.storage.upkeep.arrays import DOCUMENT
 from diskreplay.storage.upkeep.records import Catalogue, read_catalogue
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 ATTEMPTS = 8
+COPIED_AT_ONCE = 1 << 20
 NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
@@ -87,19 +89,13 @@ def backup_store(engine: Engine, dest: Path, progress: Progress | None = None) -
         raise StoreNotFoundError(f"{dest.parent}: no such folder", path=dest, hint="Make it first.")
     if dest.resolve().is_relative_to(engine.root.resolve()):
         raise ReplayError(f"{dest}: lies inside the store", path=dest, hint="Choose a path outside.")
-    partial = dest.with_name(f".{dest.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        done = _Copying(engine, partial, progress).run()
-        try:
-            partial.rename(dest)
-        except OSError as err:
-            raise StoreExistsError(f"{dest}: exists already", path=dest) from err
-        Disk().sync_directory(dest.parent)
+        with partial_folder(dest, Disk()) as partial:
+            done = _Copying(engine, partial, progress).run()
+    except ReplayError:  # some of which are OSErrors, too
+        raise
     except OSError as err:
-        raise disk_error(err, err.filename or partial) from err
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(partial)
+        raise disk_error(err, err.filename or dest) from err
     done.path, done.seconds = dest, time.monotonic() - began
     return done
 
@@ -111,11 +107,10 @@ class _Copying:
         self.progress = progress
         self.out = Backup(partial)
         self._have: dict[int, int] = {}
+        self._files: dict[int, bytes] = {}
 
     def run(self) -> Backup:
-        self.partial.mkdir()
-        for folder in (layout.LOCKS, layout.STEPS):
-            (self.partial / folder).mkdir()
+        (self.partial / layout.STEPS).mkdir()
         for item in self.engine.fields:
             layout.field_path(self.partial, item.name).mkdir()
         for _ in range(ATTEMPTS):
@@ -152,6 +147,11 @@ class _Copying:
                     tables = {name: environment.open_db(name.encode(), txn, create=False) for name in layout.DATABASES}
                     looking = Reading(Transaction(txn, tables))
                     catalogue = read_catalogue(looking, self.engine.fields, self.engine.segment_steps)
+                    self._files = {
+                        segment: looking.get("files", layout.segment_key(segment)) or b""
+                        for segment in catalogue.segments
+                        if segment not in self._have
+                    }
             finally:
                 environment.close()
         if catalogue.problems:
@@ -168,9 +168,12 @@ class _Copying:
             if segment in self._have:
                 continue
             try:
-                for item in self.engine.fields:
+                files = layout.records(self._files.pop(segment), layout.FILE, f"files of segment {segment}")
+                if len(files) != len(self.engine.fields):
+                    raise CorruptStoreError(f"index: files of segment {segment} lists {len(files)}", segment=segment)
+                for item, length in zip(self.engine.fields, files["length"].tolist(), strict=True):
                     source = layout.field_path(self.engine.root, item.name) / shard_name(segment, item)
-                    self._copy(source, layout.field_path(self.partial, item.name) / source.name)
+                    self._copy(source, layout.field_path(self.partial, item.name) / source.name, length)
             except FileNotFoundError:
                 missing.append((segment, source))
                 continue
@@ -181,21 +184,35 @@ class _Copying:
         for segment in catalogue.quarantine:
             for item in self.engine.fields:
                 source = layout.field_path(self.engine.root, item.name) / shard_name(segment, item)
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError, CorruptStoreError):  # it is damaged anyway
                     self._copy(source, layout.field_path(self.partial, item.name) / source.name)
         return missing
 
-    def _copy(self, source: Path, target: Path) -> None:
+    def _copy(self, source: Path, target: Path, length: int = -1) -> None:
+        """Link or copy a shard.
+
+        Raises:
+            CorruptStoreError: If it is no regular file, or not as long as was committed.
+        """
         if target.exists():
             return
-        try:
-            os.link(source, target)
-            self.out.linked += 1
-        except OSError as err:
-            if err.errno not in NO_LINKS:
-                raise
-            shutil.copyfile(source, target)
-            self.out.copied += 1
+        with os.fdopen(open_regular(source), "rb") as file:
+            here = os.fstat(file.fileno()).st_size
+            if length not in (-1, here):
+                raise CorruptStoreError(
+                    f"{source}: {here} bytes, {length} were committed",
+                    path=source,
+                    hint="See what is damaged with `diskreplay verify`; back up after `diskreplay repair`.",
+                )
+            try:
+                os.link(source, target, follow_symlinks=False)
+                self.out.linked += 1
+            except OSError as err:
+                if err.errno not in NO_LINKS:
+                    raise
+                with target.open("xb") as copy:
+                    shutil.copyfileobj(file, copy, COPIED_AT_ONCE)
+                self.out.copied += 1
 
     def _require_evicted(self, missing: list[tuple[int, Path]]) -> None:
         """Make sure that what is missing was evicted since the index was copied.
@@ -225,4 +242,4 @@ class _Copying:
         names += [f"{layout.STEPS}/{item.name}/{DOCUMENT}" for item in self.engine.fields]
         for name in names:
             with contextlib.suppress(FileNotFoundError):  # no arrays before the first segment
-                shutil.copyfile(self.engine.root / name, self.partial / name)
+                (self.partial / name).write_bytes(read_regular(self.engine.root / name))

@@ -155,6 +155,7 @@ def apply(plan: RepairPlan, disk: Disk | None = None) -> Repaired:
             _change_index(plan, done.aside, disk)
         for name, content in plan.mended.documents.items():
             _keep_copy(root, name, done.aside, disk)
+            _make_folders(disk, (root / name).parent, root)
             disk.write_file(root / name, content)
             disk.sync_directory((root / name).parent)
         _move(plan.mended.moves, root, done.aside, disk)
