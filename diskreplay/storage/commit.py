@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
     from diskreplay.storage.engine import Engine
     from diskreplay.storage.fields import Compression
-    from diskreplay.storage.index import Writing
     from diskreplay.storage.streams import Stream
     from diskreplay.storage.tail import Tail
+    from diskreplay.storage.transactions import Writing
 
 
 @dataclass

@@ -18,7 +18,6 @@ KEY = b"tables"
 TABLES = tuple(name for name in layout.DATABASES if name != layout.DIGEST)
 _RECORD = np.dtype([("transaction", "<u8"), ("sums", "<u8", (len(TABLES),))])
 _ALL = (1 << 64) - 1
-_COPIED = 1  # the transaction that LMDB's compact copy begins with
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,12 @@ class Digest:
         return self.sums.get(database, 0) == total & _ALL
 
     def is_newest(self, transaction: int) -> bool:
-        """Return whether the newest transaction of an index is the one that wrote this."""
-        return transaction in (self.transaction, _COPIED)
+        """Return whether this was written by the transaction whose state a look at an index says it sees, or later.
+
+        Later, where others committed twice while the look began: LMDB reads the number first, and then what is there.
+        And an index that LMDB copied counts from 1 again.
+        """
+        return self.transaction >= transaction
 
 
 def parse_digest(payload: bytes | None) -> Digest:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from diskreplay.experience import StepSpec
-    from diskreplay.storage.index import Index, Reading, Writing
+    from diskreplay.storage.index import Index
+    from diskreplay.storage.transactions import Reading, Writing
 
 
 _alive: weakref.WeakSet[Engine] = weakref.WeakSet()

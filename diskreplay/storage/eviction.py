@@ -15,7 +15,7 @@ from diskreplay.storage.priorities import forget_priorities
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from diskreplay.storage.index import Reading, Writing
+    from diskreplay.storage.transactions import Reading, Writing
 
 
 @dataclass(frozen=True)

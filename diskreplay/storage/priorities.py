@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from diskreplay.storage.index import Reading, Writing
+    from diskreplay.storage.transactions import Reading, Writing
     from diskreplay.storage.updates import Journal
 
 

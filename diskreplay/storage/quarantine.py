@@ -19,7 +19,7 @@ from diskreplay.storage.priorities import forget_priorities
 
 if TYPE_CHECKING:
     from diskreplay.storage.engine import Engine
-    from diskreplay.storage.index import Writing
+    from diskreplay.storage.transactions import Writing
 
 
 def quarantine(engine: Engine, segment: int, why: str) -> bool:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from diskreplay.storage.fields import Coding, Field
-    from diskreplay.storage.index import Index, Reading
+    from diskreplay.storage.index import Index
     from diskreplay.storage.table import SegmentTable
+    from diskreplay.storage.transactions import Reading
 
 MOST_FILES = 65_536
 SHARE_OF_LIMIT = 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from diskreplay.storage.index import Reading
+    from diskreplay.storage.transactions import Reading
 
 ENTRY_BYTES = 12
 

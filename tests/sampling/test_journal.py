@@ -15,7 +15,8 @@ from diskreplay import PrioritizedSampler, ReplayError, ReplayStore
 from diskreplay.sampling import changes
 from diskreplay.storage import layout
 from diskreplay.storage.environment import Environment
-from diskreplay.storage.index import Index, Writing
+from diskreplay.storage.index import Index
+from diskreplay.storage.transactions import Writing
 from tests.conftest import fill
 from tests.storage.fabricated import fabricate
 

@@ -7,7 +7,8 @@ import pytest
 from diskreplay import CorruptStoreError, PrioritizedSampler, ReplayStore
 from diskreplay.storage import layout
 from diskreplay.storage.environment import SLACK, Transaction
-from diskreplay.storage.index import Index, Reading
+from diskreplay.storage.index import Index
+from diskreplay.storage.transactions import Reading
 from tests.conftest import fill
 
 

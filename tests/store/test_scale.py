@@ -9,8 +9,9 @@ import numpy as np
 from diskreplay import PrioritizedSampler, ReplayStore, UniformSampler
 from diskreplay.storage import layout
 from diskreplay.storage.engine import Engine
-from diskreplay.storage.index import Index, Reading
+from diskreplay.storage.index import Index
 from diskreplay.storage.table import SegmentTable
+from diskreplay.storage.transactions import Reading
 from tests.conftest import fill
 from tests.storage.fabricated import fabricate
 

@@ -22,11 +22,11 @@ from diskreplay.errors import CorruptStoreError, ReplayError, StoreExistsError, 
 from diskreplay.storage import layout
 from diskreplay.storage.durable import Disk, disk_error
 from diskreplay.storage.environment import MAP_SIZE, Transaction
-from diskreplay.storage.index import Reading
 from diskreplay.storage.lmdb_errors import translated
 from diskreplay.storage.partial import partial_folder
 from diskreplay.storage.regular import open_regular, read_regular
 from diskreplay.storage.shard import shard_name
+from diskreplay.storage.transactions import Reading
 from diskreplay.storage.upkeep.arrays import DOCUMENT
 from diskreplay.storage.upkeep.records import Catalogue, read_catalogue
 

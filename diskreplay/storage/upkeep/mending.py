@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diskreplay.storage.fields import Field
-    from diskreplay.storage.index import Reading
+    from diskreplay.storage.transactions import Reading
 
     Progress = Callable[[int, int], None]
 

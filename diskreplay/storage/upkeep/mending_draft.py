@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from diskreplay.storage.fields import Field
-    from diskreplay.storage.index import Reading
     from diskreplay.storage.tail import Tail
+    from diskreplay.storage.transactions import Reading
 
     Progress = Callable[[int, int], None]
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from diskreplay.storage.fields import Field
-    from diskreplay.storage.index import Index, Reading
+    from diskreplay.storage.index import Index
+    from diskreplay.storage.transactions import Reading
 
 BY_SEGMENT = ("files", "checks", "episodes")
 RECORD, INCONSISTENT, ORPHAN, QUARANTINED = "damaged record", "inconsistent", "orphan", "quarantined"

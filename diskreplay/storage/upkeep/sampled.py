@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from diskreplay.storage.index import Index, Reading
+    from diskreplay.storage.index import Index
+    from diskreplay.storage.transactions import Reading
 
     RowsOf = Callable[[Reading, int], "Rows | None"]
 

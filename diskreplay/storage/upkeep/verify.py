@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
     from diskreplay.storage.engine import Engine
     from diskreplay.storage.fields import Field
-    from diskreplay.storage.index import Index, Reading
+    from diskreplay.storage.index import Index
+    from diskreplay.storage.transactions import Reading
 
     Progress = Callable[[int, int], None]
 

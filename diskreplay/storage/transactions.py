@@ -1,0 +1,268 @@
+"""Typed look-ups and changes of the index's records, in one transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+
+from diskreplay.errors import CorruptStoreError
+from diskreplay.storage import digest, layout
+from diskreplay.storage.environment import SLACK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from diskreplay.storage.digest import Digest
+    from diskreplay.storage.environment import Transaction
+
+SEALED = google_crc32c.value(layout.seal_value(b""))  # of any bytes followed by their own crc32c it is the same
+
+
+class Reading:
+    """Typed look-ups in one transaction."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.transaction = transaction
+        self.txn = transaction.lmdb
+        self.databases = transaction.databases
+
+    def get(self, database: str, key: bytes) -> bytes | None:
+        """Return a record without its checksum, or None.
+
+        Raises:
+            CorruptStoreError: If the checksum does not match.
+        """
+        value = self.raw(database, key)
+        return None if value is None else layout.open_record(database, key, value)
+
+    def json(self, database: str, key: bytes) -> dict[str, Any] | None:
+        """Return a JSON record, or None."""
+        payload = self.get(database, key)
+        return None if payload is None else layout.parse_json(payload, f"{database} {key!r}")
+
+    def array(self, database: str, key: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+        """Return a record as an array, or None."""
+        payload = self.get(database, key)
+        return None if payload is None else layout.records(payload, dtype, f"{database} {key!r}")
+
+    def streams(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (number, JSON record) of every stream."""
+        for key, payload in self.items("streams"):
+            number = int.from_bytes(key, "big")
+            yield number, layout.parse_json(payload, f"stream {number}")
+
+    def items(self, database: str, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, record) in key order, from `start` on, as long as keys begin with `prefix`.
+
+        Raises:
+            CorruptStoreError: If records are damaged, out of order, or (for a whole table) not as many as it counts
+                or not those that were committed: a page of the index that is another's, or its own of earlier, has
+                sound records all the same.
+        """
+        first = start or prefix
+        before, seen, total = b"", 0, 0
+        for key, value in self.raw_items(database, prefix, start):
+            expected = layout.KEY_BYTES.get(database, len(key))
+            if key < first or (seen and key <= before) or len(key) != expected:
+                raise CorruptStoreError(f"index: table {database}: {key!r} is not in its place")
+            before, seen, total = key, seen + 1, total + layout.record_checksum(value)
+            yield key, layout.open_record(database, key, value)
+        if not first:
+            self._require(database, seen, total)
+
+    def whole(self, database: str) -> tuple[list[bytes], list[bytes]]:
+        """Return the keys and the records of a whole table, checked as `items` does, several times as fast.
+
+        Raises:
+            CorruptStoreError: As `items`.
+        """
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        cursor, copied, before, most = self.txn.cursor(db=self.databases[database]), self.transaction.copied, b"", SLACK
+        key_met, value_met = keys.append, values.append
+        if cursor.first():
+            for key, value in cursor:  # copied one by one: a hundred thousand views at once cost seconds
+                name = bytes(key) if len(key) <= most else copied(key)
+                if name <= before and keys:
+                    break  # a damaged page may lead round in circles
+                key_met(name)
+                value_met(bytes(value) if len(value) <= most else copied(value))
+                before = name
+        size, owner = layout.KEY_BYTES.get(database), layout.record_owner(database, b"")
+        sound = (
+            {google_crc32c.value(owner + key + value) for key, value in zip(keys, values, strict=True)} <= {SEALED}
+            and min(map(len, values), default=4) >= 4
+            and len(keys) == self.count(database)
+            and (size is None or set(map(len, keys)) <= {size})
+            and self._is_committed(database, sum(map(layout.record_checksum, values)))
+        )
+        if not sound:
+            for _ in self.items(database):  # it raises, and says why
+                pass
+            raise CorruptStoreError(f"index: table {database} reads differently every time")
+        return keys, [value[:-4] for value in values]
+
+    def raw(self, database: str, key: bytes) -> bytes | None:
+        """Return a value as it is, with its checksum, or None."""
+        value = self.txn.get(key, db=self.databases[database])
+        return None if value is None else self.transaction.copied(value)
+
+    def raw_items(self, database: str, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, value) as they are, unchecked, from `start` on, as long as keys begin with `prefix`."""
+        cursor, copied, first = self.txn.cursor(db=self.databases[database]), self.transaction.copied, start or prefix
+        if cursor.set_range(first) if first else cursor.first():
+            for key, value in cursor:
+                name = copied(key)
+                if not name.startswith(prefix):
+                    return
+                yield name, copied(value)
+
+    def stamps(self, database: str, prefix: bytes = b"") -> Iterator[tuple[bytes, int, bytes]]:
+        """Yield (key, length of the record, its checksum) of keys that begin with `prefix`; no record is read."""
+        cursor, copied = self.txn.cursor(db=self.databases[database]), self.transaction.copied
+        if cursor.set_range(prefix) if prefix else cursor.first():
+            for key, value in cursor:
+                name = copied(key)
+                if not name.startswith(prefix):
+                    return
+                self.transaction.check(value)
+                yield name, len(value) - 4, bytes(value[-4:])
+
+    def keys(self, database: str, prefix: bytes = b"") -> Iterator[bytes]:
+        """Yield the keys that begin with `prefix`, unchecked."""
+        cursor = self.txn.cursor(db=self.databases[database])
+        if cursor.set_range(prefix) if prefix else cursor.first():
+            for key in cursor.iternext(keys=True, values=False):
+                name = self.transaction.copied(key)
+                if not name.startswith(prefix):
+                    return
+                yield name
+
+    def count(self, database: str) -> int:
+        """Return the number of records."""
+        return int(self.txn.stat(self.databases[database])["entries"])
+
+    def has(self, database: str, key: bytes) -> bool:
+        """Return whether there is a record, sound or not."""
+        return self.txn.get(key, db=self.databases[database]) is not None
+
+    def digest(self) -> Digest:
+        """Return what the tables must hold.
+
+        Raises:
+            CorruptStoreError: If it is missing or damaged.
+        """
+        return digest.parse_digest(self.get(layout.DIGEST, digest.KEY))
+
+    def check_newest(self) -> None:
+        """Make sure that this is the state that was committed last: LMDB's root may be a page of earlier.
+
+        Raises:
+            CorruptStoreError: If it is not.
+        """
+        if not self.digest().is_newest(int(self.txn.id())):
+            raise CorruptStoreError("index: it is not the newest that was committed: a page of it is older")
+
+    def check_table(self, database: str) -> None:
+        """Make sure that a table's records are those that were committed. Cost: O(records); none is read.
+
+        Raises:
+            CorruptStoreError: If they are not.
+        """
+        found = [int.from_bytes(checksum, "little") for _, _, checksum in self.stamps(database)]
+        self._require(database, len(found), sum(found))
+
+    def _require(self, database: str, records: int, total: int) -> None:
+        if records != self.count(database):
+            raise CorruptStoreError(f"index: table {database}: {records} records, it counts {self.count(database)}")
+        if not self._is_committed(database, total):
+            raise CorruptStoreError(f"index: table {database} is not the one that was committed: some of it is older")
+
+    def _is_committed(self, database: str, total: int) -> bool:
+        return database == layout.DIGEST or self.digest().agrees(database, total)
+
+    def counters(self) -> Any:
+        """Return the store's counters, a record of one COUNTERS element that may be changed."""
+        array = self.array("meta", b"counters", layout.COUNTERS)
+        if array is None or len(array) != 1:
+            raise CorruptStoreError("index: the counters are missing")
+        return array.copy()[0]
+
+
+class Writing(Reading):
+    """Typed changes in one transaction."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        super().__init__(transaction)
+        self._sums: dict[str, int] = {}
+
+    def put(self, database: str, key: bytes, payload: bytes) -> int:
+        """Write a record; return the checksum it got."""
+        value = layout.seal_record(database, key, payload)
+        self._note(database, self.txn.get(key, db=self.databases[database]), value)
+        self.txn.put(key, value, db=self.databases[database])
+        return layout.record_checksum(value)
+
+    def put_json(self, database: str, key: bytes, data: dict[str, Any]) -> None:
+        """Write a JSON record."""
+        self.put(database, key, layout.json_payload(data))
+
+    def put_counters(self, counters: Any) -> None:
+        """Write the store's counters."""
+        self.put("meta", b"counters", counters.tobytes())
+
+    def delete(self, database: str, key: bytes) -> None:
+        """Remove a record, if it is there."""
+        value = self.txn.get(key, db=self.databases[database])
+        if value is not None:
+            self._note(database, value)
+            self.txn.delete(key, db=self.databases[database])
+
+    def delete_range(self, database: str, start: bytes, stop: bytes) -> None:
+        """Remove every record whose key is at least `start` and below `stop`."""
+        self._delete_from(database, start, lambda key: key < stop)
+
+    def delete_prefix(self, database: str, prefix: bytes, start: bytes = b"") -> None:
+        """Remove every record whose key begins with `prefix`, from `start` on."""
+        self._delete_from(database, start or prefix, lambda key: key.startswith(prefix))
+
+    def digest(self) -> Digest:
+        """Return what the tables must hold, this transaction's changes included."""
+        return super().digest().changed(int(self.txn.id()), self._sums)
+
+    def renew_digest(self) -> None:
+        """Have what the tables hold be what they must hold. Cost: O(records); for `repair` and new indexes."""
+        self._sums = {
+            name: sum(int.from_bytes(checksum, "little") for _, _, checksum in self.stamps(name))
+            for name in digest.TABLES
+        }
+        self._write(digest.Digest())
+
+    def finish(self) -> None:
+        """Note what the tables hold from now on: the last thing of a transaction that changes anything."""
+        if self.transaction.changed:
+            self._write(super().digest())
+
+    def _write(self, before: Digest) -> None:
+        payload = before.changed(int(self.txn.id()), self._sums).payload()
+        value = layout.seal_record(layout.DIGEST, digest.KEY, payload)
+        self.txn.put(digest.KEY, value, db=self.databases[layout.DIGEST])
+        self.transaction.changed, self._sums = True, {}
+
+    def _note(self, database: str, before: Any, value: bytes | None = None) -> None:
+        """Note that a value takes the place of another; None: of none, or there is none from now on."""
+        if before is not None:
+            self.transaction.check(before)
+        change = layout.record_checksum(value) - layout.record_checksum(before)
+        self._sums[database] = self._sums.get(database, 0) + change
+        self.transaction.changed = True
+
+    def _delete_from(self, database: str, start: bytes, inside: Callable[[bytes], bool]) -> None:
+        cursor = self.txn.cursor(db=self.databases[database])
+        while cursor.set_range(start) and inside(bytes(cursor.key())):
+            self._note(database, cursor.value())
+            cursor.delete()
