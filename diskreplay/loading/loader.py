@@ -153,26 +153,34 @@ class ReplayLoader(DataLoader[Any]):
     def _with_workers(self) -> Iterator[Batch]:
         sampler, plans = self.replay_sampler, self.sampler
         assert isinstance(plans, _Plans)  # noqa: S101  made in __init__
-        if plans.drawn:
+        if plans.drawn or plans.failed:
             raise ValueError("with worker processes a loader has one iterator at a time: close the other first")
-        batches = super().__iter__()
         try:
+            self._iterator = batches = super().__iter__()
             while True:
                 started = time.perf_counter()
+                if not plans.drawn:
+                    raise plans.failed.pop()
                 batch = next(batches)
-                drawn = plans.drawn.popleft()
-                if isinstance(drawn, Exception):
-                    raise drawn
-                draw, _ = drawn
+                draw, _ = plans.drawn[0]
                 if isinstance(batch, _Damaged):
                     batch = self._read_again(draw, batch)
                 sampler.delivered(draw)
+                plans.drawn.popleft()
                 batch = batch if self.device.type == "cpu" else to_device(batch, self.device)
                 self._waited[0] += time.perf_counter() - started
                 yield batch
+        except GeneratorExit:
+            if not self.persistent_workers:
+                self.close()
+            raise
+        except BaseException:
+            self.close()  # if a worker died, torch would not begin again with another
+            raise
         finally:
-            sampler.recall([drawn[0] for drawn in plans.drawn if not isinstance(drawn, Exception)])
+            sampler.recall([draw for draw, _ in plans.drawn])
             plans.drawn.clear()
+            plans.failed.clear()
 
     def _read_again(self, draw: Draw, damaged: _Damaged) -> Batch:
         """Read a batch here in which a worker process met damage, the damaged segment left out."""
@@ -197,18 +205,22 @@ class _Plans:
     def __init__(self, planner: Planner, batch_size: int) -> None:
         self.planner = planner
         self.batch_size = batch_size
-        self.drawn: deque[tuple[Draw, WindowPlan] | Exception] = deque()  # plans keep their files open
+        self.drawn: deque[tuple[Draw, WindowPlan]] = deque()  # plans keep their files open
+        self.failed: list[Exception] = []  # what comes after them, if anything
 
-    def __iter__(self) -> Iterator[tuple[WindowPlan, Any] | None]:
+    def __iter__(self) -> Iterator[tuple[WindowPlan, Any]]:
         while True:
+            draw = None
             try:
-                draw, plan = self.planner.plan(self.planner.draw_ahead(self.batch_size))
+                draw = self.planner.draw_ahead(self.batch_size)
+                draw, plan = self.planner.plan(draw)
+                item = plan.portable(), draw.weight
             except Exception as err:  # noqa: BLE001  raised in its turn: torch, half made, would leave its workers
-                self.drawn.append(err)
-                yield None
+                self.failed.append(err)
+                self.planner.sampler.recall([draw] if draw else [])
                 return
             self.drawn.append((draw, plan))
-            yield plan.portable(), draw.weight
+            yield item
 
 
 class _PlanReader(Dataset[Any]):
@@ -218,9 +230,7 @@ class _PlanReader(Dataset[Any]):
         self.spec = spec
         self._files: FileCache | None = None
 
-    def __getitem__(self, item: tuple[WindowPlan, Any] | None) -> Batch | _Damaged | None:
-        if item is None:
-            return None
+    def __getitem__(self, item: tuple[WindowPlan, Any]) -> Batch | _Damaged:
         if self._files is None:
             self._files = FileCache()
         plan, weight = item

@@ -51,13 +51,13 @@ def count_calls(seed: int, commits: int) -> int:
     return result.calls
 
 
-def jobs_of(kind: str, points: Iterable[int], seed: int, commits: int, *, every_way: bool = True) -> Iterator[Job]:
-    """Yield the trials of one kind; the ways to fail are taken in turn if not every point has them all."""
+def jobs_of(kind: str, points: Iterable[int], seed: int, commits: int, *, turn: int | None = None) -> Iterator[Job]:
+    """Yield the trials of one kind; a turn: of the ways to fail each point has one, in turn, from this one on."""
     for number, point in enumerate(points):
         if kind == "kill":
             yield Job(kind, point, seed=seed, commits=commits)
             continue
-        for way in WAYS if every_way else WAYS[number % len(WAYS) :][:1]:
+        for way in WAYS if turn is None else [WAYS[(number + turn) % len(WAYS)]]:
             yield Job(kind, point, seed=seed, commits=commits, **way)
 
 
@@ -82,7 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the scenario")
     parser.add_argument("--commits", type=int, default=trial.scenario.COMMITS)
     parser.add_argument("--first", type=int, default=1, help="begin at this call")
-    parser.add_argument("--in-turn", action="store_true", help="one way of failing a call, not all four")
+    parser.add_argument(
+        "--in-turn",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="K",
+        help="one way of failing a call, not all four; with 0 and 1 each call fails once and for good",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="write every result here")
     options = parser.parse_args(arguments)
@@ -93,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = [
         job
         for kind in options.kinds.split(",")
-        for job in jobs_of(kind, points, options.seed, options.commits, every_way=not options.in_turn)
+        for job in jobs_of(kind, points, options.seed, options.commits, turn=options.in_turn)
     ]
     began = time.monotonic()
     results = list(tqdm(trial.run(jobs, workers=options.workers), total=len(jobs), unit="life", smoothing=0))

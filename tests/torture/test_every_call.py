@@ -55,7 +55,7 @@ def test_a_kill_at_any_call_loses_nothing(zygotes, calls):
 @pytest.mark.parametrize("kind", ["eio", "enospc", "short"])
 def test_a_call_that_fails_is_reported_and_loses_nothing(zygotes, calls, kind):
     """An error of our own tree, or none; the life goes on once the calls work again."""
-    jobs = list(every_call.jobs_of(kind, spread(calls, 25), 1, COMMITS, every_way=False))
+    jobs = list(every_call.jobs_of(kind, spread(calls, 25), 1, COMMITS, turn=0))
     assert {(job.forever, job.leave) for job in jobs} == {(a, b) for a in (False, True) for b in (False, True)}
     assert problems_of(zygotes, jobs) == []
 
