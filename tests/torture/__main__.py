@@ -118,6 +118,7 @@ SUITES = (
     Suite("op-log states", "oplog", ("--states 100 --stride 50", *["--states 10000"] * 2), read_states, False),
     Suite("write order", "write_order", ("", "", ""), read_order, False),
     Suite("damage", "damage", ("--count 60", "--count 6000", "--count 6000"), read_summary),
+    Suite("exchanged pages", "pages", ("--stride 60", "", ""), read_summary),
     Suite("forks", "forks", (
         "--count 24 --modes fork,fork-shutdown,mp-fork,forkserver --stops 4 --longest 0.5 --loaders fork --commits 90",
         *["--count 1000 --timer --longest 10"] * 2,
