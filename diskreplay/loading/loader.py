@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -259,6 +260,7 @@ def _end_at_once() -> None:
     That would end threads which are still inside torch's C++, and with them, now and then, the process by SIGABRT.
     """
     if sys.exc_info()[0] is None:  # else multiprocessing is about to print it
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+                stream.flush()
         os._exit(0)

@@ -1,12 +1,14 @@
 """A folder that is made under a temporary name beside its own, and put there when it is whole.
 
 What a process leaves that is killed meanwhile, the next that makes a folder of that name removes. A lock in it tells
-the living from the dead.
+the living from the dead; it gets its name only once it is held, so that one which is not held is a dead process's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import re
 import shutil
 import time
 import uuid
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 UNLOCKED_S = 60.0  # between a folder's making and its locking
+NO_FLOCK = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 @contextlib.contextmanager
@@ -35,11 +38,13 @@ def partial_folder(path: Path, disk: Disk) -> Iterator[Path]:
     """
     _remove_dead(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-    lock = _lock_of(partial)
+    unnamed = partial / (layout.LOCKS + PARTIAL)
+    lock = _lock_at(unnamed / _lock_file(partial).name)
     try:
         disk.make_directory(partial)
-        disk.make_directory(partial / layout.LOCKS)
-        lock.acquire(shared=True)
+        disk.make_directory(unnamed)
+        _acquire(lock)
+        disk.move(unnamed, partial / layout.LOCKS)
         yield partial
         _put(partial, path)
         disk.sync_directory(path.parent)
@@ -51,6 +56,17 @@ def partial_folder(path: Path, disk: Disk) -> Iterator[Path]:
         lock.release()
 
 
+def _acquire(lock: FileLock) -> None:
+    try:
+        lock.acquire(
+            shared=True
+        )  # it is the store's own: who opens it as soon as it is there finds it in use, not held
+    except ReplayError as err:
+        # A backup may lie where there are no locks; there nobody gets one to remove it, either.
+        if not isinstance(err.__cause__, OSError) or err.__cause__.errno not in NO_FLOCK:
+            raise
+
+
 def _put(partial: Path, path: Path) -> None:
     try:
         partial.rename(path)
@@ -60,22 +76,22 @@ def _put(partial: Path, path: Path) -> None:
         raise StoreExistsError(f"{path}: exists already", path=path) from err
 
 
-def _lock_of(folder: Path) -> FileLock:
-    # The store's own: who opens it as soon as it is there finds it in use, not held.
-    return FileLock(layout.lock_path(folder, "store"), f"{folder}: a store that is being made")
+def _lock_file(folder: Path) -> Path:
+    return layout.lock_path(folder, "store")
+
+
+def _lock_at(file: Path) -> FileLock:
+    return FileLock(file, f"{file}: a store that is being made")
 
 
 def _remove_dead(path: Path) -> None:
     """Remove what processes left that died while they made a folder of this name."""
-    for folder in path.parent.glob(f".{_quoted(path.name)}.????????{PARTIAL}"):
-        with contextlib.suppress(OSError, ReplayError):
-            lock = _lock_of(folder)
-            if lock.path.exists():
-                with lock.acquire():
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
+    with contextlib.suppress(OSError):
+        for folder in [folder for folder in path.parent.iterdir() if ours.fullmatch(folder.name)]:
+            with contextlib.suppress(OSError, ReplayError):
+                if _lock_file(folder).exists():
+                    with _lock_at(_lock_file(folder)).acquire():
+                        shutil.rmtree(folder)
+                elif time.time() - folder.stat().st_mtime > UNLOCKED_S:
                     shutil.rmtree(folder)
-            elif time.time() - folder.stat().st_mtime > UNLOCKED_S:
-                shutil.rmtree(folder)
-
-
-def _quoted(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

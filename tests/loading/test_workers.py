@@ -5,13 +5,16 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import itertools
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diskreplay import NotEnoughStepsError, PrioritizedSampler, ReplayLoader, UniformSampler
+from diskreplay import CorruptStoreError, NotEnoughStepsError, PrioritizedSampler, ReplayLoader, UniformSampler
+from diskreplay.loading.loader import _PlanReader
 from tests.conftest import fill
 
 
@@ -42,22 +45,75 @@ def open_files():
 
 
 @pytest.mark.parametrize("at", [0, 1, 7])
-def test_an_error_comes_in_its_turn(store, at):
+@pytest.mark.parametrize("persistent", [True, False])
+def test_an_error_comes_in_its_turn(store, at, persistent):
     """The first plans are made while torch starts its workers: raised there it would leave them running."""
     sampler = FailingAt(store, seed=0)
     sampler.fails_at = at
-    loader = ReplayLoader(sampler, batch_size=8, num_workers=2, prefetch=4)
+    loader = ReplayLoader(sampler, batch_size=8, num_workers=2, prefetch=4, persistent_workers=persistent)
     iterator = iter(loader)
     twin = UniformSampler(store, seed=0)
     for _ in range(at):
         assert np.array_equal(next(iterator).step_ids, twin.draw(8).step_ids)
-    with pytest.raises(NotEnoughStepsError, match="once too often"):
+    with pytest.raises(NotEnoughStepsError, match="once too often") as held:
         next(iterator)
+    assert multiprocessing.active_children() == []  # though the error's traceback leads to the iterator
+    del held
     again = iter(loader)
     assert len(next(again).step_ids) == 8
     again.close()
     loader.close()
     assert multiprocessing.active_children() == []
+
+
+def test_a_draw_that_cannot_be_planned_comes_again(store, monkeypatch):
+    """As with threads: it is not forgotten in flight, to turn up after a restart."""
+    sampler, twin = UniformSampler(store, seed=0), UniformSampler(store, seed=0, name="twin")
+    loader = ReplayLoader(sampler, batch_size=8, num_workers=1, prefetch=2)
+    plan, plans = loader._planner.plan, itertools.count()
+
+    def fail_once(draw):
+        if next(plans) == 1:
+            raise CorruptStoreError("once")
+        return plan(draw)
+
+    monkeypatch.setattr(loader._planner, "plan", fail_once)
+    iterator = iter(loader)
+    seen = [next(iterator)]
+    with pytest.raises(CorruptStoreError, match="once"):
+        next(iterator)
+    assert sampler.batches_delivered == 1
+    iterator = iter(loader)
+    seen += [next(iterator), next(iterator)]
+    iterator.close()
+    loader.close()
+    for batch in seen:
+        assert np.array_equal(batch.step_ids, twin.draw(8).step_ids)
+
+
+def test_after_a_worker_died_another_takes_over(store, monkeypatch, tmp_path):
+    """Torch by itself would ask the dead one again, every time."""
+    read, dead = _PlanReader.__getitem__, tmp_path / "dead"
+
+    def die_once(self, item):
+        if not dead.exists():
+            dead.touch()
+            os._exit(0)
+        return read(self, item)
+
+    monkeypatch.setattr(_PlanReader, "__getitem__", die_once)
+    loader = ReplayLoader(
+        UniformSampler(store, seed=0), batch_size=8, num_workers=1, timeout=1, multiprocessing_context="fork"
+    )
+    with pytest.raises(RuntimeError, match="DataLoader"):
+        next(iter(loader))
+    loader.timeout = 0
+    iterator = iter(loader)
+    twin = UniformSampler(store, seed=0, name="twin")
+    for _ in range(3):
+        assert np.array_equal(next(iterator).step_ids, twin.draw(8).step_ids)
+    iterator.close()
+    loader.close()
 
 
 def test_nothing_is_left_open_after_an_error(store):

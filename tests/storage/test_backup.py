@@ -14,9 +14,10 @@ import pytest
 
 from diskreplay import CorruptStoreError, PrioritizedSampler, ReplayStore
 from diskreplay.errors import ReplayError, StoreExistsError, StoreNotFoundError
+from diskreplay.storage import layout
 from diskreplay.storage.upkeep.repair import plan_repair
 from tests.conftest import fill
-from tests.storage.damage import check, priorities, rows, shard, verify
+from tests.storage.damage import check, priorities, put, raw, rows, shard, verify
 
 
 @pytest.fixture
@@ -228,9 +229,40 @@ def test_a_shard_of_another_length_is_not_backed_up(store, tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CorruptStoreError, match="were committed") as caught:
         store.backup(tmp_path / "copy.replay")
-    assert str(file) in str(caught.value)
+    assert f"segment 2, field reward: {file}: " in str(caught.value)
+    assert (caught.value.path, caught.value.segment) == (file, 2)
+    assert "verify" in caught.value.hint
+    assert "repair" in caught.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test.replay"]
     store.close()
+
+
+def test_lengths_are_compared_where_files_are_copied(store, tmp_path, monkeypatch):
+    def refuse(*_args, **_options):
+        raise OSError(errno.EXDEV, "other file system")
+
+    monkeypatch.setattr(os, "link", refuse)
+    file = shard(store.path, "observation", 1)
+    with file.open("ab") as longer:
+        longer.write(b"x")
+    with pytest.raises(CorruptStoreError, match="segment 1, field observation"):
+        store.backup(tmp_path / "copy.replay")
+    store.close()
+
+
+@pytest.mark.parametrize("damage", ["none", "short"])
+def test_a_segment_whose_files_are_not_listed_is_not_backed_up(store, tmp_path, damage):
+    path, key = store.path, layout.segment_key(2)
+    store.close()
+    with raw(path) as (txn, databases):
+        payload = layout.open_record("files", key, txn.get(key, db=databases["files"]))
+        txn.delete(key, db=databases["files"])
+        if damage == "short":
+            put(txn, databases, "files", key, payload[: -layout.FILE.itemsize])
+    with ReplayStore.open(path) as opened, pytest.raises(CorruptStoreError, match="segment 2") as caught:
+        opened.backup(tmp_path / "copy.replay")
+    assert caught.value.segment == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["test.replay"]
 
 
 @pytest.mark.parametrize("name", ["steps/reward/c.2", "zarr.json"])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lmdb
+import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError, StoreExistsError, StoreNotFoundError
 from diskreplay.storage import layout
@@ -33,12 +34,16 @@ from diskreplay.storage.upkeep.records import Catalogue, read_catalogue
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from diskreplay.storage.engine import Engine
+    from diskreplay.storage.fields import Field
 
     Progress = Callable[[int, int], None]
 
 ATTEMPTS = 8
 COPIED_AT_ONCE = 1 << 20
+REPAIR_FIRST = "See what is damaged with `diskreplay verify`; back up after `diskreplay repair`."
 NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
@@ -79,7 +84,8 @@ def backup_store(engine: Engine, dest: Path, progress: Progress | None = None) -
     Raises:
         StoreExistsError: If there is something at `dest`.
         StoreNotFoundError: If the folder it should lie in does not exist.
-        CorruptStoreError: If a shard is missing, and not because it was evicted.
+        CorruptStoreError: If a shard is missing, and not because it was evicted, or is not as long as was committed, or
+            a file is none of the store's own: a link, a pipe.
     """
     began = time.monotonic()
     dest = dest.absolute()
@@ -107,7 +113,8 @@ class _Copying:
         self.progress = progress
         self.out = Backup(partial)
         self._have: dict[int, int] = {}
-        self._files: dict[int, bytes] = {}
+        self._new: list[int] = []  # segments to copy, ascending, and how long their shards are, field by field
+        self._lengths: NDArray[np.int64] = np.empty((0, len(engine.fields)), np.int64)
 
     def run(self) -> Backup:
         (self.partial / layout.STEPS).mkdir()
@@ -147,11 +154,8 @@ class _Copying:
                     tables = {name: environment.open_db(name.encode(), txn, create=False) for name in layout.DATABASES}
                     looking = Reading(Transaction(txn, tables))
                     catalogue = read_catalogue(looking, self.engine.fields, self.engine.segment_steps)
-                    self._files = {
-                        segment: looking.get("files", layout.segment_key(segment)) or b""
-                        for segment in catalogue.segments
-                        if segment not in self._have
-                    }
+                    self._new = [segment for segment in sorted(catalogue.segments) if segment not in self._have]
+                    self._lengths = self._read_lengths(looking)
             finally:
                 environment.close()
         if catalogue.problems:
@@ -160,22 +164,26 @@ class _Copying:
         self.out.transitions = int(catalogue.counters["transitions"])
         return catalogue
 
+    def _read_lengths(self, txn: Reading) -> NDArray[np.int64]:
+        out = np.empty((len(self._new), len(self.engine.fields)), np.int64)
+        for segment, lengths in zip(self._new, out, strict=True):
+            files = txn.array("files", layout.segment_key(segment), layout.FILE)
+            if files is None or len(files) != len(lengths):
+                what = f"{self.engine.root}: the index does not list the files of segment {segment}"
+                raise CorruptStoreError(what, path=self.engine.root, hint=REPAIR_FIRST, segment=segment)
+            lengths[:] = files["length"]
+        return out
+
     def _copy_shards(self, catalogue: Catalogue) -> list[tuple[int, Path]]:
         """Copy what is not there yet; return the segments, and files, that are missing."""
         sizes = {s: int(record["bytes_on_disk"]) for s, record in catalogue.segments.items()}
         total, done, missing = sum(sizes.values()), sum(self._have.values()), []
-        for segment in sorted(sizes):
-            if segment in self._have:
-                continue
+        for segment, lengths in zip(self._new, self._lengths, strict=True):
             try:
-                files = layout.records(self._files.pop(segment), layout.FILE, f"files of segment {segment}")
-                if len(files) != len(self.engine.fields):
-                    raise CorruptStoreError(f"index: files of segment {segment} lists {len(files)}", segment=segment)
-                for item, length in zip(self.engine.fields, files["length"].tolist(), strict=True):
-                    source = layout.field_path(self.engine.root, item.name) / shard_name(segment, item)
-                    self._copy(source, layout.field_path(self.partial, item.name) / source.name, length)
+                for item, length in zip(self.engine.fields, lengths.tolist(), strict=True):
+                    self._copy(segment, item, length)
             except FileNotFoundError:
-                missing.append((segment, source))
+                missing.append((segment, self._shard(segment, item)))
                 continue
             self._have[segment] = sizes[segment]
             done += sizes[segment]
@@ -183,27 +191,28 @@ class _Copying:
                 self.progress(done, total)
         for segment in catalogue.quarantine:
             for item in self.engine.fields:
-                source = layout.field_path(self.engine.root, item.name) / shard_name(segment, item)
                 with contextlib.suppress(FileNotFoundError, CorruptStoreError):  # it is damaged anyway
-                    self._copy(source, layout.field_path(self.partial, item.name) / source.name)
+                    self._copy(segment, item)
         return missing
 
-    def _copy(self, source: Path, target: Path, length: int = -1) -> None:
+    def _shard(self, segment: int, item: Field) -> Path:
+        return layout.field_path(self.engine.root, item.name) / shard_name(segment, item)
+
+    def _copy(self, segment: int, item: Field, length: int = -1) -> None:
         """Link or copy a shard.
 
         Raises:
             CorruptStoreError: If it is no regular file, or not as long as was committed.
         """
+        source = self._shard(segment, item)
+        target = layout.field_path(self.partial, item.name) / source.name
         if target.exists():
             return
         with os.fdopen(open_regular(source), "rb") as file:
             here = os.fstat(file.fileno()).st_size
             if length not in (-1, here):
-                raise CorruptStoreError(
-                    f"{source}: {here} bytes, {length} were committed",
-                    path=source,
-                    hint="See what is damaged with `diskreplay verify`; back up after `diskreplay repair`.",
-                )
+                what = f"segment {segment}, field {item.name}: {source}: {here} bytes, {length} were committed"
+                raise CorruptStoreError(what, path=source, hint=REPAIR_FIRST, segment=segment)
             try:
                 os.link(source, target, follow_symlinks=False)
                 self.out.linked += 1
