@@ -162,7 +162,10 @@ class ReplayLoader(DataLoader[Any]):
                 started = time.perf_counter()
                 if not plans.drawn:
                     raise plans.failed.pop()
-                batch = next(batches)
+                try:
+                    batch = next(batches)
+                except (ConnectionError, EOFError) as err:  # torch has words of its own only for one that is idle
+                    raise RuntimeError("a worker process of the loader died while it handed a batch over") from err
                 draw, _ = plans.drawn[0]
                 if isinstance(batch, _Damaged):
                     batch = self._read_again(draw, batch)

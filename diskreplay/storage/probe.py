@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
 SLOWEST = 4 << 20  # bytes a second
 PATIENCE_S = 60.0
+# With a reader's slot, where one can be had: without, what writers free meanwhile is used again under the walk.
 _WALK = """
-import sys, lmdb
-env = lmdb.open(sys.argv[1], map_size=1 << 40, max_dbs=64, readonly=True, lock=False, lib_version=0)
+import os, sys, lmdb
+lock = os.access(os.path.join(sys.argv[1], "lock.mdb"), os.W_OK)
+env = lmdb.open(sys.argv[1], map_size=1 << 40, max_dbs=64, readonly=True, lock=lock, create=False, lib_version=0)
 with env.begin() as txn:
     for name in [bytes(name) for name, _ in txn.cursor()]:
         db = env.open_db(name, txn=txn, create=False)

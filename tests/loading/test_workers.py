@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from diskreplay import CorruptStoreError, NotEnoughStepsError, PrioritizedSampler, ReplayLoader, UniformSampler
 from diskreplay.loading.loader import _PlanReader
@@ -167,3 +168,24 @@ def test_a_worker_that_cannot_begin_says_so(store):
     with pytest.raises(ValueError, match="as asked for"):
         next(iter(loader))
     loader.close()
+
+
+class Broken:
+    """What torch iterates by, whose worker died while it handed a batch over."""
+
+    def __init__(self, loader):
+        next(iter(loader.sampler))
+
+    def __next__(self):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    def _shutdown_workers(self):
+        pass
+
+
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_told(store, monkeypatch):
+    """Torch lets through what became of the connection; whoever restarts workers looks for a RuntimeError."""
+    monkeypatch.setattr(DataLoader, "__iter__", Broken)
+    loader = ReplayLoader(UniformSampler(store, seed=0), batch_size=8, num_workers=1)
+    with pytest.raises(RuntimeError, match="worker process"):
+        next(iter(loader))

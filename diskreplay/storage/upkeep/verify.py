@@ -63,6 +63,9 @@ def verify_store(engine: Engine, *, quick: bool = False, progress: Progress | No
         quick: Read no file's contents: the index, and which files there are and how long.
         progress: Told (bytes examined, bytes in all) as it goes.
     """
+    trouble = probe(engine.root / layout.INDEX)
+    if trouble:  # what it is might end this process
+        return [Problem(RECORD, str(engine.root / layout.INDEX), trouble)]
     return verify_index(engine.root, engine.fields, engine.segment_steps, engine.index, quick=quick, progress=progress)
 
 
