@@ -1,9 +1,10 @@
-"""Rows of small raw fields that are kept in memory, verified once, instead of being read again and again.
+"""What is kept in memory, verified once, instead of being read again and again.
 
-A reward is 4 bytes, and a system call to read it half a microsecond. Which fields are kept: the smallest, as long as
-the rows of all live segments fit into a share of the memory that this process may use; so data larger than memory
-are not kept at all, and there is no replacement policy to go wrong. A segment's shard is taken in whole when the
-segment has been used a few times.
+A reward is 4 bytes, and a system call to read it half a microsecond; to read and check a chunk of frames is a quarter
+of what a window of them costs. Which raw fields are kept: the smallest, as long as the rows of all live segments fit
+into a share of the memory that this process may use; and the shards of coded fields, as they are, if all that is on
+disk fits into what is left of it. So data larger than memory are not kept at all, and there is no replacement policy
+to go wrong. A segment's shard is taken in whole when the segment has been used a few times.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import google_crc32c
 import numpy as np
 
 from diskreplay.storage import kernels, native
-from diskreplay.storage.shard import CRC_BYTES
+from diskreplay.storage.shard import ABSENT, CRC_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,12 +65,24 @@ def _own_groups() -> list[Path]:
 
 
 def fields_to_keep(
-    fields: Sequence[Field], codings: Mapping[str, Coding], rows: int, budget: float | None = None
+    fields: Sequence[Field], codings: Mapping[str, Coding], rows: int, on_disk: int, budget: float | None = None
 ) -> list[str]:
-    """Return the raw fields that a batch reads and whose rows, `rows` of each, fit into the budget together."""
+    """Return the fields that a batch reads and that fit into the budget.
+
+    Args:
+        fields: All there are.
+        codings: How each is coded.
+        rows: Of each field.
+        on_disk: Bytes of all shards.
+        budget: In bytes; None: this process's.
+    """
     left = memory_limit() * MEMORY_SHARE if budget is None else budget
-    kept = []
+    coded = [f.name for f in fields if f.hot and codings[f.name].codec != "none"]
+    kept = coded if coded and on_disk <= left else []
+    left -= on_disk if kept else 0
     for field in sorted((f for f in fields if f.hot), key=lambda f: f.row_bytes):
+        if field.name in kept:
+            continue
         left -= field.row_bytes * rows
         if left < 0:
             break
@@ -93,12 +106,8 @@ def read_rows(
     size = coding.chunk_steps * field.row_bytes
     chunks = min(len(checks), (length - 16 * len(checks) - CRC_BYTES) // (size + CRC_BYTES))
     data = np.empty((chunks, size + CRC_BYTES), np.uint8)
-    done, view = 0, memoryview(data.reshape(-1).data)
-    while done < len(view):
-        got = os.preadv(fd, [view[done:]], done)
-        if not got:
-            return None
-        done += got
+    if not _fill(fd, data.reshape(-1)):
+        return None
     rows = np.empty((chunks, size), np.uint8)
     if native.AVAILABLE:
         return rows if kernels.unframe(data, checks, rows) else None
@@ -107,3 +116,37 @@ def read_rows(
             return None
     rows[:] = data[:, :-CRC_BYTES]
     return rows
+
+
+def read_coded(fd: int, index: NDArray[np.uint64], checks: NDArray[np.uint32], length: int) -> NDArray[np.uint8] | None:
+    """Return a coded shard as it is, or None if not every chunk is what was committed.
+
+    Args:
+        fd: The shard.
+        index: (chunks, 2) u64: byte offset and length of each chunk, its checksum included.
+        checks: (chunks,) u32: the crc32c of each chunk.
+        length: Of the file, in bytes.
+    """
+    data = np.empty(length, np.uint8)
+    if not _fill(fd, data):
+        return None
+    here = bytes(data)
+    for (offset, size), check in zip(index.tolist(), checks.tolist(), strict=True):
+        if offset == size == ABSENT:
+            continue
+        if offset + size > length or size <= CRC_BYTES:
+            return None
+        if google_crc32c.value(here[offset : offset + size - CRC_BYTES]) != check:
+            return None
+    return data
+
+
+def _fill(fd: int, data: NDArray[np.uint8]) -> bool:
+    """Read the first bytes of a file; return whether they are all there."""
+    done, view = 0, memoryview(data.data)
+    while done < len(view):
+        got = os.preadv(fd, [view[done:]], done)
+        if not got:
+            return False
+        done += got
+    return True

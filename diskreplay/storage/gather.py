@@ -17,6 +17,7 @@ from numcodecs import Blosc, Zstd
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import kernels, layout, native, planning_kernels
+from diskreplay.storage.streaming_kernels import PAST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +73,8 @@ class Pieces:
         leading: Shape that the N rows are given, (B,) or (B, width).
         fd, offset, length, inner, check: (N,); open file, the chunk's bytes in it, the row in the chunk, the
             crc32c it must have.
-        address: (N,); address of the row in memory; 0: in the file; -1: a row of zeros.
+        address: (N,); address of the row in memory; 0: in the file; -1: a row of zeros; below that: minus the
+            address of its chunk in memory, which is coded as in the file.
         inline: Rows themselves, for those positions that `inline_at` lists (worker processes).
     """
 
@@ -90,13 +92,12 @@ class Pieces:
     def announce(self) -> None:
         """Tell the kernel which bytes will be read soon."""
         if native.AVAILABLE:
-            kernels.announce(self.fd, self.offset, self.length)
+            kernels.announce(self.fd, self.offset, self.length, self.address)
         else:
-            for fd, offset, length in set(
-                zip(self.fd.tolist(), self.offset.tolist(), self.length.tolist(), strict=True),
-            ):
-                if fd >= 0:
-                    os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+            unread = self.address == 0
+            columns = (column[unread].tolist() for column in (self.fd, self.offset, self.length))
+            for fd, offset, length in set(zip(*columns, strict=True)):
+                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def fetch(self, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read the rows.
@@ -142,7 +143,7 @@ class Pieces:
         target = inline.ctypes.data
         for i, address in enumerate(self.address[memory].tolist()):
             ctypes.memmove(target + i * geometry.row_bytes, address, geometry.row_bytes)
-        address = self.address.copy()
+        address = np.where(self.address < planning_kernels.ZERO, 0, self.address)
         address[memory] = planning_kernels.ZERO
         return replace(
             self,
@@ -230,7 +231,7 @@ def gather_compiled(pieces: Pieces, out: NDArray[np.uint8]) -> int:
             pieces.fd, pieces.offset, pieces.length, pieces.inner, pieces.check, pieces.address,
             pieces.leading[1] if len(pieces.leading) > 1 else 1,
             geometry.row_bytes, geometry.chunk_bytes, geometry.codec,
-            out, scratch.raw, scratch.decoded, scratch.context.address,
+            out, scratch.raw, scratch.decoded, scratch.context.address, len(out) >= PAST_BYTES,
         ),
     )  # fmt: skip
 
@@ -244,7 +245,7 @@ def gather_python(pieces: Pieces, out: NDArray[np.uint8]) -> int:
         if address == planning_kernels.ZERO:
             target[:] = 0
             continue
-        if address:
+        if address > 0:
             ctypes.memmove(target.ctypes.data, address, size)
             continue
         key = (int(pieces.fd[i]), int(pieces.offset[i]))
@@ -252,7 +253,7 @@ def gather_python(pieces: Pieces, out: NDArray[np.uint8]) -> int:
             length = int(pieces.length[i])
             if length > geometry.longest:
                 return i * 4 + kernels.DAMAGED
-            data = os.pread(key[0], length, key[1])
+            data = ctypes.string_at(-address, length) if address else os.pread(key[0], length, key[1])
             if len(data) < length:
                 return i * 4 + kernels.SHORT
             if google_crc32c.value(data[:-4]) != int(pieces.check[i]):

@@ -7,10 +7,11 @@ only caller. Addresses are int64.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
 from diskreplay.storage import native
-from diskreplay.storage.planning_kernels import ZERO
+from diskreplay.storage.planning_kernels import ZERO, _pointer
+from diskreplay.storage.streaming_kernels import fence, stream
 
 CODEC_NONE, CODEC_ZSTD, CODEC_LZ4 = 0, 1, 2
 SHORT, DAMAGED, UNDECODABLE = 1, 2, 3
@@ -19,11 +20,11 @@ BLOSC_LZ4, BLOSC_UNUSUAL = 1, 0b111  # format; shuffled by byte or bit, or a cop
 
 
 @njit(nogil=True, cache=True)
-def announce(fds, offsets, lengths):
+def announce(fds, offsets, lengths, addresses):
     """Tell the kernel which bytes will be read soon, so that it reads them side by side."""
     fd, start, end = np.int32(-1), np.int64(0), np.int64(0)
     for i in range(len(fds)):
-        if fds[i] < 0 or (fds[i] == fd and start <= offsets[i] and offsets[i] + lengths[i] <= end):
+        if addresses[i] != 0 or (fds[i] == fd and start <= offsets[i] and offsets[i] + lengths[i] <= end):
             continue
         if fds[i] == fd and offsets[i] == end:
             end += lengths[i]
@@ -48,14 +49,21 @@ def _read(fd, address, length, offset):
 
 
 @njit(nogil=True, cache=True)
-def _decode_lz4(raw, body, place, chunk_bytes, wanted):
+def _decode_lz4(source, body, place, chunk_bytes, wanted):
     """Decode the first bytes of a blosc frame of LZ4 blocks, and more of it if that is simpler.
+
+    Args:
+        source, body: Address and length of the frame.
+        place, chunk_bytes: Address and length of the decoded chunk.
+        wanted: Bytes of it that are needed.
 
     Returns:
         How many bytes of the chunk are there, at least `wanted`; 0 if it cannot be decoded.
     """
-    source = np.uint64(raw.ctypes.data)
-    if body < 20 or _u32(raw, 4) != chunk_bytes or _u32(raw, 12) != body:
+    if body < 20:
+        return 0
+    raw = carray(_pointer(source), (body,), np.uint8)
+    if _u32(raw, 4) != chunk_bytes or _u32(raw, 12) != body:
         return 0
     flags, block = raw[2], _u32(raw, 8)
     if flags & BLOSC_UNUSUAL or flags >> 5 != BLOSC_LZ4 or raw[3] != 1 or block <= 0:
@@ -111,6 +119,14 @@ def take_rows(slots, rows, bases, row_bytes, out):
 
 
 @njit(nogil=True, cache=True)
+def _copy(target, source, size, past):
+    if past:
+        stream(target, source, size)
+    else:
+        native.memcpy(target, source, size)
+
+
+@njit(nogil=True, cache=True)
 def gather(
     fds,
     offsets,
@@ -126,8 +142,11 @@ def gather(
     raw,
     decoded,
     context,
+    past,
 ):
     """Copy N rows to `out`, one after the other, checking the crc32c of every chunk read.
+
+    A chunk that `locate` found in memory, coded as it is, was checked when it was taken there.
 
     Args:
         fds, offsets, lengths, inners, checks, addresses: (N,) from `locate`.
@@ -138,6 +157,7 @@ def gather(
         raw: Scratch for an encoded chunk, as long as the longest. decoded: (2 * chunk_bytes,) scratch: the two
             chunks decoded last stay there, since a window's stacks visit the same two in turn.
         context: Address of a zstd decompression context.
+        past: Whether rows are copied past the caches.
 
     Returns:
         -1, or position * 4 + SHORT, DAMAGED or UNDECODABLE.
@@ -158,8 +178,8 @@ def gather(
             native.memset(target, np.int32(0), size)
             i += 1
             continue
-        if addresses[i] != 0:
-            native.memcpy(target, np.uint64(addresses[i]), size)
+        if addresses[i] > 0:
+            _copy(target, np.uint64(addresses[i]), size, past)
             i += 1
             continue
         if alone:  # a chunk of one raw row is read to where it is wanted
@@ -172,7 +192,7 @@ def gather(
         # rows that follow each other in the chunk, and the last row that the window takes from it
         until, last = i + 1, inners[i]
         for j in range(i + 1, i - i % width + width):
-            if fds[j] == fds[i] and offsets[j] == offsets[i] and addresses[j] == 0:
+            if fds[j] == fds[i] and offsets[j] == offsets[i] and addresses[j] == addresses[i]:
                 if until == j and inners[j] == inners[j - 1] + 1:
                     until = j + 1
                 last = max(last, inners[j])
@@ -191,30 +211,35 @@ def gather(
                 return i * 4 + DAMAGED
             if codec == CODEC_NONE and body != chunk_bytes:
                 return i * 4 + UNDECODABLE
-            if not _read(fds[i], source, body, offsets[i]):
-                return i * 4 + SHORT
-            if native.crc32c_extend(np.uint32(0), source, np.uint64(body)) != checks[i]:
-                return i * 4 + DAMAGED
+            if addresses[i] < ZERO:
+                source = np.uint64(-addresses[i])
+            else:
+                if not _read(fds[i], source, body, offsets[i]):
+                    return i * 4 + SHORT
+                if native.crc32c_extend(np.uint32(0), source, np.uint64(body)) != checks[i]:
+                    return i * 4 + DAMAGED
             held_bytes[held] = chunk_bytes
             if codec == CODEC_ZSTD:
                 got_bytes = native.zstd_decompress(
                     np.uint64(context),
                     place,
                     np.uint64(chunk_bytes),
-                    raw_address,
+                    source,
                     np.uint64(body),
                 )
                 if got_bytes != np.uint64(chunk_bytes):
                     return i * 4 + UNDECODABLE
             elif codec == CODEC_LZ4:
-                held_bytes[held] = _decode_lz4(raw, body, place, chunk_bytes, wanted)
+                held_bytes[held] = _decode_lz4(source, body, place, chunk_bytes, wanted)
                 if held_bytes[held] == 0:
                     return i * 4 + UNDECODABLE
             held_fd[held] = fds[i]
             held_offset[held] = offsets[i]
         source = decoded_address + np.uint64(held * chunk_bytes) + np.uint64(inners[i]) * size
-        native.memcpy(target, source, np.uint64(until - i) * size)
+        _copy(target, source, np.uint64(until - i) * size, past)
         i = until
+    if past:
+        fence()
     return -1
 
 

@@ -257,18 +257,18 @@ def nth_steps(slots, nth, n_ends, ends_address):
 
 
 @njit(cache=True)
-def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, indexes, checks, sizes,
+def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, codeds, indexes, checks, sizes,
     out_fd, out_offset, out_length, out_inner, out_check, out_address):  # fmt: skip
     """Find where each row of one field lies: in memory, or in which chunk of which shard.
 
     Args:
         slots, rows: (N,); slot ZERO stands for a row of zeros.
         chunk_steps, chunk_bytes, row_bytes: The field's geometry.
-        fds, bases, indexes, checks, sizes: Per slot: open shard, address of rows in memory, address of the
-            shard index (0: chunks follow each other, uncompressed), address of the chunks' checksums, length of
-            the shard file in bytes.
+        fds, bases, codeds, indexes, checks, sizes: Per slot: open shard, address of rows in memory, address of the
+            shard itself in memory, address of the shard index (0: chunks follow each other, uncompressed), address
+            of the chunks' checksums, length of the shard file in bytes. An address is 0 of what is not in memory.
         out_*: (N,) filled in: file, byte offset and length of the chunk, row in the chunk, the chunk's checksum;
-            or the row's address.
+            or the row's address; or all of them, and the chunk's address, negative.
 
     Returns:
         -1, or the first position whose slot is neither open nor in memory or whose shard index is impossible.
@@ -299,4 +299,6 @@ def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, indexes
                 out_length[i] = np.int64(entry[1])
             if out_offset[i] + out_length[i] > sizes[slot]:
                 return i
+            if codeds[slot] != 0:
+                out_address[i] = -(codeds[slot] + out_offset[i])
     return -1

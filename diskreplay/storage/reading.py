@@ -284,7 +284,7 @@ class Reader:
         address, check = np.empty(count, np.int64), np.zeros(count, np.uint32)
         bad = planning_kernels.locate(
             flat_slots, flat_rows, geometry.chunk_steps, geometry.chunk_bytes, geometry.row_bytes,
-            places.fd, places.base, places.index, places.check, places.size, fd, offset, length, inner,
+            places.fd, places.base, places.coded, places.index, places.check, places.size, fd, offset, length, inner,
             check, address,
         )  # fmt: skip
         if bad >= 0:

@@ -5,6 +5,7 @@ Bounded by open files. What is in use by a read plan stays open until the plan i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError, StepEvictedError
 from diskreplay.storage import layout, planning_kernels
-from diskreplay.storage.cached import USES, fields_to_keep, read_rows
+from diskreplay.storage.cached import USES, fields_to_keep, read_coded, read_rows
 from diskreplay.storage.durable import disk_error
 from diskreplay.storage.regular import open_regular
 from diskreplay.storage.shard import parse_shard_index, shard_index_bytes, shard_name
@@ -36,7 +37,7 @@ SHARE_OF_LIMIT = 2
 class OpenSegment:
     """The open shards of one segment; they close when the last plan that reads them is gone."""
 
-    __slots__ = ("checks", "fds", "indexes", "lengths", "rows", "segment", "uses")
+    __slots__ = ("checks", "fds", "indexes", "kept", "lengths", "segment", "uses")
 
     def __init__(self, segment: int, lengths: Mapping[str, int], checks: Mapping[str, NDArray[np.uint32]]) -> None:
         self.segment = segment
@@ -44,7 +45,7 @@ class OpenSegment:
         self.checks = dict(checks)
         self.fds: dict[str, int] = {}
         self.indexes: dict[str, NDArray[np.uint64]] = {}
-        self.rows: dict[str, NDArray[np.uint8]] = {}
+        self.kept: dict[str, NDArray[np.uint8]] = {}
         self.uses = 0
 
     def __del__(self) -> None:
@@ -166,18 +167,22 @@ class Residency:
         if self._kept_for != len(self.table):
             self._kept_for = len(self.table)
             rows = self._kept_for * self.table.segment_steps
-            self._kept = fields_to_keep(list(self.fields.values()), self.codings, rows)
+            on_disk = int(self.table.bytes_on_disk[self.table.live()].sum())
+            self._kept = fields_to_keep(list(self.fields.values()), self.codings, rows, on_disk)
         for name in self._kept:
-            places = self.table.by_field[name]
-            if name in opened.fds and not places.base[slot]:
-                coding, length = self.codings[name], opened.lengths[name]
-                try:
-                    rows_read = read_rows(opened.fds[name], self.fields[name], coding, opened.checks[name], length)
-                except OSError:
-                    continue
-                if rows_read is not None:
-                    opened.rows[name] = rows_read
-                    places.base[slot] = rows_read.ctypes.data
+            if name in opened.fds and name not in opened.kept:
+                places, coded = self.table.by_field[name], self.codings[name].codec != "none"
+                with contextlib.suppress(OSError):
+                    kept = self._read_kept(opened, name, coded=coded)
+                    if kept is not None:
+                        opened.kept[name] = kept
+                        (places.coded if coded else places.base)[slot] = kept.ctypes.data
+
+    def _read_kept(self, opened: OpenSegment, name: str, *, coded: bool) -> NDArray[np.uint8] | None:
+        fd, checks, length = opened.fds[name], opened.checks[name], opened.lengths[name]
+        if coded:
+            return read_coded(fd, opened.indexes[name], checks, length)
+        return read_rows(fd, self.fields[name], self.codings[name], checks, length)
 
     def forget(self, slot: int) -> None:
         """Stop offering a slot's files: its segment was evicted or the store is closing."""
@@ -188,7 +193,7 @@ class Residency:
         for places in self.table.by_field.values():
             places.fd[slot], places.index[slot], places.check[slot], places.size[slot] = -1, 0, 0, 0
             if segment is not None:
-                places.base[slot] = 0
+                places.base[slot] = places.coded[slot] = 0
 
     def close(self) -> None:
         """Close every file that no plan uses."""

@@ -51,11 +51,12 @@ REMEMBERED = 1 << 16
 
 
 class FieldTable:
-    """Where one field's rows lie, per slot: an open shard, or memory."""
+    """Where one field's rows lie, per slot: an open shard, memory, or both, coded as they are."""
 
     def __init__(self, size: int) -> None:
         self.fd = np.full(size, -1, np.int32)
         self.base = np.zeros(size, np.int64)
+        self.coded = np.zeros(size, np.int64)
         self.index = np.zeros(size, np.int64)
         self.check = np.zeros(size, np.int64)
         self.size = np.zeros(size, np.int64)
@@ -63,8 +64,8 @@ class FieldTable:
     def resize(self, size: int) -> None:
         """Make room for more slots."""
         self.fd = _grown(self.fd, size, -1)
-        self.base, self.index, self.check, self.size = (
-            _grown(a, size, 0) for a in (self.base, self.index, self.check, self.size)
+        self.base, self.coded, self.index, self.check, self.size = (
+            _grown(a, size, 0) for a in (self.base, self.coded, self.index, self.check, self.size)
         )
 
 

@@ -185,7 +185,11 @@ class Broken:
 
 def test_a_worker_that_dies_while_it_hands_a_batch_over_is_told(store, monkeypatch):
     """Torch lets through what became of the connection; whoever restarts workers looks for a RuntimeError."""
-    monkeypatch.setattr(DataLoader, "__iter__", Broken)
+
+    def begin(self):
+        return Broken(self)
+
+    monkeypatch.setattr(DataLoader, "__iter__", begin)
     loader = ReplayLoader(UniformSampler(store, seed=0), batch_size=8, num_workers=1)
     with pytest.raises(RuntimeError, match="worker process"):
         next(iter(loader))

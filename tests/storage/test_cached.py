@@ -1,4 +1,4 @@
-"""Rows of small raw fields in memory: the same as on disk, only where they fit, never a damaged one."""
+"""Small raw fields and whole shards in memory: the same as on disk, only where they fit, never a damaged one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from diskreplay import CorruptStoreError, ReplayStore
 from diskreplay.storage import cached, native
 from diskreplay.storage.cached import USES, fields_to_keep, memory_limit
 from diskreplay.storage.fields import Coding, Field
+from diskreplay.storage.reading import FileCache
 from tests.conftest import fill
 
 SMALL = Field("reward", (), "float32", "outcome", hot=True)
@@ -18,13 +19,21 @@ RAW, CODED = Coding("none", 16), Coding("zstd", 16)
 
 
 def test_the_smallest_fields_are_kept_as_far_as_they_fit():
-    """Not those that a batch does not read, nor coded ones, which count all the same."""
+    """Not those that a batch does not read, nor coded ones that do not fit as they are, which count all the same."""
     fields = [VECTOR, SMALL, COLD]
     codings = {"observation": RAW, "reward": RAW, "episode": CODED}
-    assert fields_to_keep(fields, codings, 1000, budget=72_000) == ["reward", "observation"]
-    assert fields_to_keep(fields, codings, 1000, budget=71_999) == ["reward"]
-    assert fields_to_keep(fields, codings, 1000, budget=3_999) == []
-    assert fields_to_keep(fields, {**codings, "reward": CODED}, 1000, budget=72_000) == ["observation"]
+    assert fields_to_keep(fields, codings, 1000, 72_001, budget=72_000) == ["reward", "observation"]
+    assert fields_to_keep(fields, codings, 1000, 72_001, budget=71_999) == ["reward"]
+    assert fields_to_keep(fields, codings, 1000, 72_001, budget=3_999) == []
+    assert fields_to_keep(fields, {**codings, "reward": CODED}, 1000, 72_001, budget=72_000) == ["observation"]
+
+
+def test_coded_fields_are_kept_as_they_are_if_the_whole_store_fits():
+    fields = [VECTOR, SMALL, COLD]
+    codings = {"observation": CODED, "reward": RAW, "episode": CODED}
+    assert fields_to_keep(fields, codings, 1000, 9_000, budget=13_000) == ["observation", "reward"]
+    assert fields_to_keep(fields, codings, 1000, 9_000, budget=12_999) == ["observation"]
+    assert fields_to_keep(fields, codings, 1000, 9_000, budget=8_999) == ["reward"]
 
 
 def test_the_limit_is_that_of_the_control_group(tmp_path, monkeypatch):
@@ -74,6 +83,61 @@ def test_what_is_kept_is_what_is_read(make_store):
 
 
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("compression", ["zstd", "lz4", "lz4hc"])
+def test_shards_that_are_kept_are_what_is_read(make_store, compression):
+    """By the process that has them and by one that executes its plans, which has none of them."""
+    store = make_store(segment_steps=32, compression=compression, chunk_steps=8)
+    fill(store, episodes=9, length=13)
+    store.seal()
+    path = store.path
+    store.close()
+    with ReplayStore.open(path, mode="a") as again:
+        ids = again.step_ids_of(np.arange(len(again)))
+        first = again.read(ids, frame_stack=3)
+        for _ in range(USES):
+            again.read(ids)
+        places = again._engine.table.by_field["observation"]
+        live = again._engine.table.live()
+        assert (places.coded[live] != 0).all()
+        assert not places.base[live].any()
+        plan = again.plan(ids, frame_stack=3)
+        plan.announce()
+        kept = plan.fetch()
+        np.testing.assert_array_equal(kept.observation[0], first.observation)
+        moved = again.plan(ids, frame_stack=3).portable()
+        assert all(not (pieces.address < -1).any() for pieces in moved.observations)
+        here = moved.resolved(FileCache()).fetch()
+        np.testing.assert_array_equal(here.next_observation[0], first.next_observation)
+        again.evict(40)
+        fill(again, episodes=4, length=13, stream="b", seed=5)
+        again.seal()
+        for _ in range(USES + 1):
+            found = again.read(ids[-20:])
+        np.testing.assert_array_equal(found.observation, again.read(ids[-20:]).observation)
+        assert (found.reward == first.reward[-20:]).all()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_damaged_coded_shard_is_not_kept(make_store):
+    store = make_store(segment_steps=64, compression="lz4", chunk_steps=8)
+    fill(store, episodes=5, length=13)
+    store.seal()
+    path = store.path
+    store.close()
+    shard = path / "steps" / "observation" / "c.0.0"
+    data = bytearray(shard.read_bytes())
+    data[5] ^= 1
+    shard.write_bytes(data)
+    with ReplayStore.open(path) as again:
+        for _ in range(USES + 1):
+            assert len(again.read([40, 50]).reward) == 2
+        table = again._engine.table
+        assert not table.by_field["observation"].coded[table.slot(0)]
+        with pytest.raises(CorruptStoreError, match="observation"):
+            again.read([1])
+
+
+@pytest.mark.usefixtures("compiled")
 def test_a_damaged_shard_is_not_kept(make_store):
     """Its sound rows are still served, its damaged ones never."""
     store = make_store(segment_steps=1024, compression="none")
@@ -105,4 +169,4 @@ def test_nothing_is_kept_without_room(make_store, monkeypatch):
     for _ in range(USES + 2):
         store.read([0, 40])
     table = store._engine.table
-    assert not any(places.base.any() for places in table.by_field.values())
+    assert not any(places.base.any() or places.coded.any() for places in table.by_field.values())
