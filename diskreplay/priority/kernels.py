@@ -1,13 +1,15 @@
 """Owns the sum tree's compiled loops over its arrays; what is wrong they answer with a position.
 
-A tree is passed as the tuple (nodes, node_offsets, tops, top_offsets, loaded, blocks, block_size):
+A tree is passed as the tuple (leaves, nodes, node_offsets, tops, top_offsets, loaded, blocks, block_size):
 
-    nodes   block after block; by node_offsets (0, o_1, .., stride) a block's leaves lie at
-            [0, o_1), the level above at [o_1, o_2), and so on. A block's root is not in here.
+    leaves  float32, block after block, o_1 for each of them; what a leaf holds is rounded once, on its way in.
+    nodes   block after block; by node_offsets (0, o_1, .., o_k) the level above a block's leaves lies at
+            [o_1, o_2), the one above it at [o_2, o_3), and so on; the block itself begins o_1 earlier, where its
+            leaves would be. A block's root is not in here.
     tops    by top_offsets the block roots at [0, o_1), then the levels above them, up to the total.
     loaded  (blocks,) or longer: False where only the root of the block is known.
 
-Every group of 16 siblings is stored side by side, on two cache lines, padded with zeros. So a
+Every group of 16 siblings is stored side by side, on two cache lines, leaves on one, padded with zeros. So a
 parent is the sum of exactly 16 numbers in one fixed order, halves first, which the processor adds
 several at a time: the same bits, whatever call computed it, on whatever machine.
 
@@ -28,14 +30,16 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
-Tree = tuple[F64, I64, F64, I64, Flags, int, int]
+Tree = tuple[F32, F64, I64, F64, I64, Flags, int, int]
 
 FAN = 16
 SHIFT = 4  # log2(FAN)
 OK = -1
+MOST, LEAST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 
 @intrinsic
@@ -62,13 +66,16 @@ def _prefetch_group(nodes: F64, first: int) -> None:
 
 @intrinsic
 def _sum_children(_context: Any, nodes: Any, first: Any) -> tuple[Any, Any]:
-    """Return the sum of nodes[first : first + FAN]: halves are added until one number is left."""
+    """Return the sum of nodes, or leaves, [first : first + FAN]: halves are added until one number is left."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        vector = ir.VectorType(ir.DoubleType(), FAN)
+        single = signature.args[0].dtype == types.float32
+        vector = ir.VectorType(ir.FloatType() if single else ir.DoubleType(), FAN)
         values = builder.load(builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer()))
-        values.align = 8
+        values.align = 4 if single else 8
+        if single:
+            values = builder.fpext(values, ir.VectorType(ir.DoubleType(), FAN))
         width = FAN
         while width > 1:
             width //= 2
@@ -81,6 +88,12 @@ def _sum_children(_context: Any, nodes: Any, first: Any) -> tuple[Any, Any]:
         return builder.extract_element(values, ir.Constant(ir.IntType(32), 0))
 
     return types.float64(nodes, first), generate
+
+
+@njit(nogil=True, inline="always")
+def _held(value: float) -> Any:
+    """Return what a leaf holds of a value: above 0 it stays above 0, and 0 is never -0."""
+    return np.float32(max(value, LEAST)) if value > 0.0 else np.float32(0.0)
 
 
 @njit(nogil=True, inline="always")
@@ -128,7 +141,7 @@ def _power_of_two(number: int) -> int:
 @njit(cache=True)
 def locate(tree: Tree, targets: F64, blocks: I64, rests: F64) -> int:
     """Fill blocks (n,) and rests (n,) for targets (n,); return the first bad position or OK."""
-    _, _, tops, offsets, _, _, _ = tree
+    _, _, _, tops, offsets, _, _, _ = tree
     for i in range(targets.size):
         if not targets[i] >= 0.0:
             return i
@@ -149,26 +162,35 @@ def locate(tree: Tree, targets: F64, blocks: I64, rests: F64) -> int:
 @njit(cache=True)
 def descend(tree: Tree, blocks: I64, rests: F64, leaves: I64) -> int:
     """Fill leaves (n,) from blocks (n,), using rests (n,) up; first bad position or OK."""
-    nodes, offsets, _, _, loaded, block_count, block_size = tree
-    stride = offsets[-1]
+    values, nodes, offsets, _, _, loaded, block_count, block_size = tree
+    across, stride = offsets[1], offsets[-1] - offsets[1]
     for i in range(blocks.size):
         block = blocks[i]
         if block < 0 or block >= block_count or not loaded[block] or not rests[i] >= 0.0:
             return i
         leaves[i] = 0
-        _prefetch_group(nodes, block * stride + offsets[offsets.size - 2])
-    for level in range(offsets.size - 2, -1, -1):
+        if offsets.size > 2:
+            _prefetch_group(nodes, block * stride - across + offsets[offsets.size - 2])
+        else:
+            _prefetch(values, block * across)
+    for level in range(offsets.size - 2, 0, -1):
         for i in range(blocks.size):
-            start = blocks[i] * stride
+            start = blocks[i] * stride - across
             first = leaves[i] * FAN
             child, rests[i] = _pick_child(nodes, start + offsets[level] + first, rests[i])
             if child < 0:
                 return i
             leaves[i] = first + child
-            if level > 0:
+            if level > 1:
                 _prefetch_group(nodes, start + offsets[level - 1] + (first + child) * FAN)
+            else:
+                _prefetch(values, blocks[i] * across + (first + child) * FAN)
     for i in range(blocks.size):
-        leaves[i] += blocks[i] * block_size
+        first = leaves[i] * FAN
+        child, rests[i] = _pick_child(values, blocks[i] * across + first, rests[i])
+        if child < 0:
+            return i
+        leaves[i] = blocks[i] * block_size + first + child
     return OK
 
 
@@ -186,8 +208,8 @@ def find(tree: Tree, targets: F64, leaves: I64) -> int:
 @njit(cache=True)
 def stratify(tree: Tree, targets: F64) -> None:
     """Turn numbers (n,) in [0, 1) into targets: one in each of n equal shares of the total."""
-    tops = tree[2]
-    total = tops[tree[3][-2]]
+    tops = tree[3]
+    total = tops[tree[4][-2]]
     for i in range(targets.size):
         targets[i] = (targets[i] + i) / targets.size * total
 
@@ -208,8 +230,8 @@ def draw_stratified(tree: Tree, targets: F64, leaves: I64, values: F64) -> int:
 @njit(cache=True)
 def gather(tree: Tree, leaves: I64, values: F64) -> int:
     """Fill values (n,) with what leaves (n,) hold; first bad position or OK."""
-    nodes, offsets, _, _, loaded, block_count, block_size = tree
-    stride = offsets[-1]
+    held, _, offsets, _, _, loaded, block_count, block_size = tree
+    across = offsets[1]
     shift = _power_of_two(block_size)
     for i in range(leaves.size):
         leaf = leaves[i]
@@ -218,7 +240,7 @@ def gather(tree: Tree, leaves: I64, values: F64) -> int:
         block = leaf >> shift if shift >= 0 else leaf // block_size
         if not loaded[block]:
             return i
-        values[i] = nodes[block * stride + leaf - block * block_size]
+        values[i] = held[block * across + leaf - block * block_size]
     return OK
 
 
@@ -228,7 +250,7 @@ def climb(tree: Tree, changed: I64) -> None:
 
     A level of at most n nodes is recomputed whole: cheaper than telling which of them changed.
     """
-    _, _, tops, offsets, _, _, _ = tree
+    _, _, _, tops, offsets, _, _, _ = tree
     for level in range(1, offsets.size - 1):
         below = offsets[level - 1]
         here = offsets[level]
@@ -249,8 +271,8 @@ def update(tree: Tree, leaves: I64, values: F64) -> int:
     Nothing is written unless all can be. A parent of two changed leaves is computed twice: at 4 ns
     that costs less than finding out. Returns the first bad position or OK.
     """
-    nodes, offsets, tops, _, loaded, block_count, block_size = tree
-    stride = offsets[-1]
+    held, nodes, offsets, tops, _, loaded, block_count, block_size = tree
+    across, stride = offsets[1], offsets[-1] - offsets[1]
     depth = offsets.size - 1
     shift = _power_of_two(block_size)
     blocks = np.empty(leaves.size, np.int64)
@@ -258,7 +280,7 @@ def update(tree: Tree, leaves: I64, values: F64) -> int:
     for i in range(leaves.size):
         leaf = leaves[i]
         known = 0 <= leaf < block_count * block_size
-        if not (known and 0.0 <= values[i] < np.inf):
+        if not (known and 0.0 <= values[i] <= MOST):
             return i
         block = leaf >> shift if shift >= 0 else leaf // block_size
         if not loaded[block]:
@@ -266,14 +288,25 @@ def update(tree: Tree, leaves: I64, values: F64) -> int:
         place = leaf - block * block_size
         blocks[i] = block
         places[i] = place
-        for level in range(min(depth, 2)):
-            _prefetch_group(nodes, block * stride + offsets[level] + (place >> SHIFT) * FAN)
-            place >>= SHIFT
+        _prefetch(held, block * across + (place >> SHIFT) * FAN)
+        if depth > 1:
+            _prefetch_group(nodes, block * stride + (place >> SHIFT >> SHIFT) * FAN)
     for i in range(leaves.size):
-        nodes[blocks[i] * stride + places[i]] = values[i] + 0.0  # never -0.0
-    for level in range(1, depth):
+        held[blocks[i] * across + places[i]] = _held(values[i])
+    if depth == 1:
         for i in range(leaves.size):
-            start = blocks[i] * stride
+            tops[blocks[i]] = _sum_children(held, blocks[i] * across)
+        climb(tree, blocks)
+        return OK
+    for i in range(leaves.size):
+        parent = places[i] >> SHIFT
+        nodes[blocks[i] * stride + parent] = _sum_children(held, blocks[i] * across + parent * FAN)
+        places[i] = parent
+        if depth > 2:
+            _prefetch_group(nodes, blocks[i] * stride - across + offsets[2] + (parent >> SHIFT >> SHIFT) * FAN)
+    for level in range(2, depth):
+        for i in range(leaves.size):
+            start = blocks[i] * stride - across
             parent = places[i] >> SHIFT
             total = _sum_children(nodes, start + offsets[level - 1] + parent * FAN)
             nodes[start + offsets[level] + parent] = total
@@ -282,7 +315,7 @@ def update(tree: Tree, leaves: I64, values: F64) -> int:
                 above = (parent >> SHIFT >> SHIFT) * FAN
                 _prefetch_group(nodes, start + offsets[level + 1] + above)
     for i in range(leaves.size):
-        tops[blocks[i]] = _sum_children(nodes, blocks[i] * stride + offsets[depth - 1])
+        tops[blocks[i]] = _sum_children(nodes, blocks[i] * stride - across + offsets[depth - 1])
     climb(tree, blocks)
     return OK
 
@@ -290,17 +323,23 @@ def update(tree: Tree, leaves: I64, values: F64) -> int:
 @njit(nogil=True, cache=True)
 def write_rows(tree: Tree, block: int, first_row: int, values: F64) -> int:
     """Write values (n,), n > 0, to a block's rows in order; return the first bad position or OK."""
-    nodes, offsets, _, _, _, _, _ = tree
+    held, nodes, offsets, _, _, _, _, _ = tree
     for i in range(values.size):
-        if not 0.0 <= values[i] < np.inf:
+        if not 0.0 <= values[i] <= MOST:
             return i
-    start = block * offsets[-1]
+    first = block * offsets[1]
+    start = block * (offsets[-1] - offsets[1]) - offsets[1]
     depth = offsets.size - 1
     for i in range(values.size):
-        nodes[start + first_row + i] = values[i] + 0.0
-    lowest = first_row
-    highest = first_row + values.size - 1
-    for level in range(1, depth):
+        held[first + first_row + i] = _held(values[i])
+    if depth == 1:
+        set_root(tree, block, _sum_children(held, first))
+        return OK
+    lowest = first_row >> SHIFT
+    highest = (first_row + values.size - 1) >> SHIFT
+    for parent in range(lowest, highest + 1):
+        nodes[start + offsets[1] + parent] = _sum_children(held, first + parent * FAN)
+    for level in range(2, depth):
         lowest >>= SHIFT
         highest >>= SHIFT
         for parent in range(lowest, highest + 1):
@@ -313,7 +352,7 @@ def write_rows(tree: Tree, block: int, first_row: int, values: F64) -> int:
 @njit(nogil=True, cache=True)
 def set_root(tree: Tree, block: int, total: float) -> None:
     """Set one block's root and recompute the path above it."""
-    _, _, tops, offsets, _, _, _ = tree
+    _, _, _, tops, offsets, _, _, _ = tree
     tops[block] = total
     for level in range(1, offsets.size - 1):
         block >>= SHIFT
@@ -323,7 +362,7 @@ def set_root(tree: Tree, block: int, total: float) -> None:
 @njit(nogil=True, cache=True)
 def recompute_tops(tree: Tree) -> None:
     """Recompute every level above the block roots."""
-    _, _, tops, offsets, _, _, _ = tree
+    _, _, _, tops, offsets, _, _, _ = tree
     for level in range(1, offsets.size - 1):
         for parent in range((offsets[level] - offsets[level - 1]) >> SHIFT):
             total = _sum_children(tops, offsets[level - 1] + parent * FAN)
@@ -336,15 +375,18 @@ def first_invalid(tree: Tree) -> tuple[int, int, int]:
 
     Block -1 stands for the levels above the block roots; level -1 says that every parent is right.
     """
-    nodes, offsets, tops, top_offsets, loaded, block_count, _ = tree
+    leaves, nodes, offsets, tops, top_offsets, loaded, block_count, _ = tree
     depth = offsets.size - 1
     for block in range(block_count):
         if not loaded[block]:
             continue
-        start = block * offsets[depth]
+        start = block * (offsets[depth] - offsets[1]) - offsets[1]
         for level in range(1, depth + 1):
             for parent in range((offsets[level] - offsets[level - 1]) >> SHIFT):
-                total = _sum_children(nodes, start + offsets[level - 1] + parent * FAN)
+                if level == 1:
+                    total = _sum_children(leaves, block * offsets[1] + parent * FAN)
+                else:
+                    total = _sum_children(nodes, start + offsets[level - 1] + parent * FAN)
                 held = tops[block]
                 if level < depth:
                     held = nodes[start + offsets[level] + parent]

@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 FAN = kernels.FAN
 BATCH = 4096  # up to so many leaves at a time a kernel keeps the GIL
-GROUP_BYTES = 8 * FAN  # siblings start on such an address: two cache lines, never three
+GROUP_BYTES = 8 * FAN  # siblings start on such an address: two cache lines, never three; leaves on half of it
 
 
 class SumTree:
     """Keep leaves >= 0, draw them in proportion to their values; 16 children to a node.
 
-    Leaf `block * block_size + row` holds a float64 (Schaul et al. 2016, arXiv:1511.05952, appendix
-    B.2.1). Parents are recomputed, never incremented: no drift, and `check_valid` compares with
+    Leaf `block * block_size + row` holds a float32 (Schaul et al. 2016, arXiv:1511.05952, appendix
+    B.2.1): what is given is rounded, but never to 0, or to a number below the smallest normal one;
+    sums are float64. Parents are recomputed, never incremented: no drift, and `check_valid` compares with
     `==`. A block may be *not loaded*: only its total is known (`set_block_total`). Targets can be
     located in it, and the caller loads it with `set_block` before it calls `find_in_blocks`.
 
-    Memory is 8.6 bytes per leaf of the blocks written; blocks never written, or not loaded, cost
+    Memory is 4.6 bytes per leaf of the blocks written; blocks never written, or not loaded, cost
     address space. One tree is not for two threads at once, but its calls release the GIL.
 
     Args:
@@ -47,6 +48,7 @@ class SumTree:
         self._block_size = int(block_size)
         self._blocks = 0
         self._node_offsets = _offsets(self._block_size, until=FAN)
+        self._leaves = np.zeros(0, np.float32)
         self._nodes = np.zeros(0)
         self._top_offsets = np.zeros(2, np.int64)
         self._tops = np.zeros(0)
@@ -96,6 +98,7 @@ class SumTree:
     def dense(self, dense: bool) -> None:
         if dense != self._dense:
             self._dense = dense
+            allow_huge_pages(self._leaves, allowed=dense)
             allow_huge_pages(self._nodes, allowed=dense)
 
     def grow(self, blocks: int) -> None:
@@ -108,6 +111,7 @@ class SumTree:
             self._reserve(max(int(blocks), 2 * self._loaded.size, 2))
         self._blocks = max(self._blocks, int(blocks))
         self._tree = (
+            self._leaves,
             self._nodes,
             self._node_offsets,
             self._tops,
@@ -123,7 +127,7 @@ class SumTree:
         """Set leaves (n,) to values (n,); of a leaf given twice the last value wins.
 
         Raises:
-            ValueError: If a value is negative or not finite, or a leaf is out of range or in a
+            ValueError: If a value is negative or no finite float32, or a leaf is out of range or in a
                 block that is not loaded: names the first such position; nothing was written.
         """
         at, new = _integers(leaves), _floats(values)
@@ -164,7 +168,8 @@ class SumTree:
     def clear_block(self, block: int) -> None:
         """Set every leaf of a block to 0, and call it loaded."""
         self._check_block(block)
-        stride = int(self._node_offsets[-1])
+        across, stride = self._strides
+        self._leaves[block * across : (block + 1) * across] = 0.0
         self._nodes[block * stride : (block + 1) * stride] = 0.0
         kernels.set_root(self._tree, block, 0.0)
         self._loaded[block] = True
@@ -309,19 +314,31 @@ class SumTree:
 
     def _reserve(self, capacity: int) -> None:
         """Move to arrays with room for `capacity` blocks, copying only blocks that hold leaves."""
-        old, totals, loaded = self._nodes, self.block_totals(), self._loaded[: self._blocks]
-        stride = int(self._node_offsets[-1])
-        self._nodes = _zeros(capacity * stride)
-        if not self._dense:
-            allow_huge_pages(self._nodes, allowed=False)
-        for block in np.flatnonzero(loaded & (totals > 0.0)).tolist():
-            part = slice(block * stride, (block + 1) * stride)
-            self._nodes[part] = old[part]
+        totals, loaded = self.block_totals(), self._loaded[: self._blocks]
+        holding = np.flatnonzero(loaded & (totals > 0.0)).tolist()
+        across, stride = self._strides
+        self._leaves = self._moved(self._leaves, across, capacity, holding)
+        self._nodes = self._moved(self._nodes, stride, capacity, holding)
         self._loaded = np.ones(capacity, np.bool_)
         self._loaded[: self._blocks] = loaded
         self._top_offsets = _offsets(capacity, until=1)
-        self._tops = _zeros(int(self._top_offsets[-1]))
+        self._tops = _zeros(int(self._top_offsets[-1]), np.dtype(np.float64))
         self._tops[: self._blocks] = totals
+
+    @property
+    def _strides(self) -> tuple[int, int]:
+        """Return how many leaves, and how many nodes above them, a block takes."""
+        across = int(self._node_offsets[1])
+        return across, int(self._node_offsets[-1]) - across
+
+    def _moved(self, old: NDArray[Any], stride: int, capacity: int, blocks: list[int]) -> NDArray[Any]:
+        room = _zeros(capacity * stride, old.dtype)
+        if not self._dense:
+            allow_huge_pages(room, allowed=False)
+        for block in blocks:
+            part = slice(block * stride, (block + 1) * stride)
+            room[part] = old[part]
+        return room
 
     def _write(self, block: int, first_row: int, values: NDArray[np.float64]) -> None:
         self._check_rows(first_row, values)
@@ -366,9 +383,9 @@ def _offsets(size: int, *, until: int) -> NDArray[np.int64]:
     return np.array(offsets, np.int64)
 
 
-def _zeros(size: int) -> NDArray[np.float64]:
-    room = np.zeros(size + FAN)  # the system commits its pages when they are written
-    skip = -room.ctypes.data % GROUP_BYTES // 8
+def _zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    room = np.zeros(size + GROUP_BYTES // dtype.itemsize, dtype)  # the system commits its pages when they are written
+    skip = -room.ctypes.data % GROUP_BYTES // dtype.itemsize
     return room[skip : skip + size]
 
 
@@ -391,4 +408,7 @@ def _plain(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _bad_value(values: NDArray[np.float64], position: int) -> ValueError:
-    return ValueError(f"Value {values[position]} at position {position} is not finite and >= 0.")
+    value = values[position]
+    if kernels.MOST < value < np.inf:
+        return ValueError(f"Value {value} at position {position} is more than a leaf can hold, {kernels.MOST}.")
+    return ValueError(f"Value {value} at position {position} is not finite and >= 0.")

@@ -9,9 +9,11 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LEAST = float(np.finfo(np.float32).tiny)
+
 
 def leaf_value(priorities: NDArray[np.float32], alpha: float) -> NDArray[np.float64]:
-    """Raise priorities to the exponent alpha: what a sum tree's leaf holds.
+    """Raise priorities to the exponent alpha: what a sum tree's leaf holds, a float32, above 0 if the priority is.
 
     Schaul et al. 2016 (arXiv:1511.05952), eq. 1: `P(i) = p_i^alpha / sum_k p_k^alpha`. Ours:
     0^0 is 0, so a priority of 0 is never drawn, whatever alpha is.
@@ -36,7 +38,9 @@ def leaf_value(priorities: NDArray[np.float32], alpha: float) -> NDArray[np.floa
         raise ValueError(f"Priority {values.flat[first]} at position {first} is not finite and >= 0.")
     if alpha == 0.0:
         return (values > 0.0).astype(np.float64)
-    return np.power(values, alpha)
+    with np.errstate(over="ignore"):
+        powers = np.maximum(np.power(values, alpha), LEAST).astype(np.float32)
+    return np.where(values > 0.0, powers, 0.0).astype(np.float64)
 
 
 def importance_weights(probabilities: NDArray[np.float64], *, size: int, beta: float) -> NDArray[np.float32]:

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from diskreplay.errors import CorruptStoreError
+from diskreplay.storage.regular import require_own
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -35,7 +38,11 @@ with env.begin() as txn:
 def probe(index: Path) -> str:
     """Walk an index from end to end in a process of its own, which may crash; return what is wrong, or nothing."""
     data = index / "data.mdb"
-    if data.is_symlink() or not data.is_file():
+    try:
+        require_own([data, index / "lock.mdb"])
+    except CorruptStoreError as err:
+        return str(err).removeprefix(f"{index}/")
+    if not data.exists():
         return "data.mdb is missing"
     size = data.stat().st_size
     try:

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+LEAST = float(np.finfo(np.float32).tiny)
+
+
+def held(value: float) -> float:
+    """Round a leaf's value to a float32, but never to 0."""
+    return float(np.float32(max(value, LEAST))) if value > 0.0 else 0.0
+
 
 def add(values: list[float]) -> float:
     """Add from left to right; `sum` rounds differently from Python 3.12 on."""
@@ -60,10 +69,10 @@ class NaiveSumTree:
 
     def update(self, leaves: list[int], values: list[float]) -> None:
         for leaf, value in zip(leaves, values, strict=True):
-            self.leaves[leaf // self.block_size][leaf % self.block_size] = value
+            self.leaves[leaf // self.block_size][leaf % self.block_size] = held(value)
 
     def set_block(self, block: int, values: list[float]) -> None:
-        self.leaves[block] = values + [0.0] * (self.block_size - len(values))
+        self.leaves[block] = [held(value) for value in values] + [0.0] * (self.block_size - len(values))
         self.known[block] = None
 
     def set_block_total(self, block: int, total: float) -> None:

@@ -91,17 +91,17 @@ def test_single_leaf_tree():
 
 
 def test_denormal_leaves_are_drawn():
-    """The smallest numbers above 0 count as above 0."""
-    tree = SumTree(40, 2)
-    tree.update([3, 45], [5e-324, 5e-324])
-    assert tree.total == 1e-323
-    assert tree.find([0.0, 5e-324]).tolist() == [3, 45]
+    """The smallest numbers above 0 count as above 0: as the smallest that a leaf holds."""
+    tree, least = SumTree(40, 2), 2.0**-126
+    tree.update([3, 45], [5e-324, 1e-40])
+    assert tree.total == 2 * least
+    assert tree.find([0.0, least]).tolist() == [3, 45]
 
 
 def test_huge_range_never_finds_zero():
-    """Beside 1e300 a leaf of 1e-300 vanishes, and no leaf of 0 takes its place."""
+    """Beside 1e38 a leaf of 1e-38 vanishes, and no leaf of 0 takes its place."""
     rng = np.random.default_rng(7)
-    values = 10.0 ** rng.uniform(-300, 300, 1000)
+    values = (10.0 ** rng.uniform(-37, 38, 1000)).astype(np.float32).astype(np.float64)
     values[rng.random(1000) < 0.5] = 0.0
     tree = SumTree(100, 10)
     tree.update(np.arange(1000), values)
@@ -122,12 +122,27 @@ def test_zeroing_leaves_no_residue():
     assert tree.total == 0.0
 
 
-def test_overflowing_total_is_not_drawn_from():
-    """Leaves may be as large as floats are; a total beyond them is refused when drawn from."""
+def test_a_value_that_no_leaf_can_hold_is_refused():
+    """Leaves may be as large as float32 are."""
     tree = SumTree(4)
-    tree.update([0, 1], [1.7e308, 1.7e308])
+    tree.update([0, 1], [float(np.finfo(np.float32).max)] * 2)
+    assert (tree.sample(2, np.random.default_rng(0)) < 2).all()
+    with pytest.raises(ValueError, match="position 1 is more than a leaf can hold"):
+        tree.update([2, 3], [1.0, 3.5e38])
+
+
+def test_an_overflowing_total_is_not_drawn_from():
+    """Totals of blocks that are not loaded may be as large as floats are, their sum may not."""
+    tree = SumTree(4, 2)
+    tree.set_block_totals([1.7e308, 1.7e308])
     with pytest.raises(ValueError, match="sum to inf"):
         tree.sample(1, np.random.default_rng(0))
+
+
+def test_a_leaf_holds_a_float32():
+    tree = SumTree(16)
+    tree.update([3], [0.1])
+    assert tree.get([3]).tolist() == [float(np.float32(0.1))]
 
 
 def test_last_of_repeated_leaves_wins():
@@ -260,7 +275,7 @@ def test_check_valid_names_a_wrong_parent(place, named):
     tree = SumTree(300, 20)
     tree.update(np.arange(6000), np.ones(6000))
     offsets = tree._node_offsets if place == "_nodes" else tree._top_offsets
-    node = int(offsets[-1] + offsets[1]) if place == "_nodes" else int(offsets[1])
+    node = int(offsets[-1] - offsets[1]) if place == "_nodes" else int(offsets[1])
     held = getattr(tree, place)
     held[node] = np.nextafter(held[node], 0)
     valid, why = tree.check_valid()
@@ -273,8 +288,8 @@ def test_siblings_share_two_cache_lines():
     tree = SumTree(100, 3)
     for blocks in (3, 4, 50):
         tree.grow(blocks)
-        assert tree._nodes.ctypes.data % 128 == tree._tops.ctypes.data % 128 == 0
-        assert tree._node_offsets[-1] % 16 == 0
+        assert tree._nodes.ctypes.data % 128 == tree._tops.ctypes.data % 128 == tree._leaves.ctypes.data % 128 == 0
+        assert not (tree._node_offsets % 16).any()
 
 
 def test_kernels_release_the_gil():

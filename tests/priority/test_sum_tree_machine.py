@@ -14,8 +14,8 @@ from tests.models.naive_sum_tree import NaiveSumTree
 VALUES = st.one_of(
     st.just(0.0),
     st.floats(0.0, 1e3),
-    st.floats(0.0, 1e300),
-    st.sampled_from([5e-324, 1e-310, 1e-300, 1.0, 1e16, 1e300]),
+    st.floats(0.0, 3.4e38),
+    st.sampled_from([5e-324, 1e-310, 1e-45, 1.1754943508222875e-38, 1.0, 16777217.0, 1e16, 3.4028234663852886e38]),
 )
 UNIT = st.floats(0.0, 1.0)
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     RowsOf = Callable[[Reading, int], "Rows | None"]
 
-SUMS_AGREE = 1e-9
+SUMS_AGREE = 1e-6  # pow() may differ in the last bit between processors, and with it a leaf
+LEAST = float(np.finfo(np.float32).tiny)
 UNSAMPLED = np.float32(-1.0)
 PORTION = 64
 
@@ -160,8 +161,9 @@ def contradictions(found: Priorities, alpha: float, rows: Rows) -> list[str]:
 def sums_of(values: NDArray[np.float32], alpha: float, place: int) -> NDArray[Any]:
     """Return the SUM records of priorities; rows without one, and priorities of 0, count for nothing."""
     first = np.arange(0, len(values), layout.PRIORITY_BLOCK)
-    powers = np.zeros(len(values))
-    powers[values > 0] = np.power(values[values > 0].astype(np.float64), alpha)
+    powers, some = np.zeros(len(values)), values > 0
+    # As the tree's leaves hold them: rounded to float32, and never to 0.
+    powers[some] = np.maximum(np.power(values[some].astype(np.float64), alpha), LEAST).astype(np.float32)
     sums = np.zeros(len(first), layout.SUM)
     sums["place"], sums["rows"] = place, np.minimum(len(values) - first, layout.PRIORITY_BLOCK)
     sums["total"] = [powers[start : start + layout.PRIORITY_BLOCK].sum() for start in first.tolist()]
