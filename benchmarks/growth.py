@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import data, goals
 from benchmarks.harness import Case, Contestant, Settings
+from diskreplay.storage.layout import PRIORITY_BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,8 @@ def judge(found: Sequence[goals.Case]) -> list[goals.Verdict]:
 
 
 def _enough(steps: int) -> int:
-    return max(20, 12 * (steps // data.TINY_SEGMENT) // 256)
+    """Return how many batches, of 256 drawn from as many shares, load all but a few in a million of the tree's blocks."""
+    return max(20, 12 * (steps // PRIORITY_BLOCK) // 256)
 
 
 def _name(steps: int) -> str:

@@ -24,7 +24,7 @@ TITLE = "Sum tree: draw and update 256 priorities"
 MEASURE = "sample_seconds"
 MEASURES = ("sample_seconds", "update_seconds", "both_seconds")
 SIZES = (1_000_000, 10_000_000, 100_000_000)
-BLOCK = 8_192
+BLOCK = 4_096
 OURS, INDEPENDENT = "diskreplay", "diskreplay, independent draws"
 TORCHRL, SORTED, CPPRB = "TorchRL", "TorchRL, stratified draws", "cpprb, buffer"
 
