@@ -43,7 +43,7 @@ def judge(found: Sequence[goals.Case]) -> list[goals.Verdict]:
 
 
 def _enough(steps: int) -> int:
-    """Return how many batches, of 256 drawn from as many shares, load all but a few in a million of the tree's blocks."""
+    """Return how many batches, of 256 drawn from as many shares, load nearly all of the tree's blocks."""
     return max(20, 12 * (steps // PRIORITY_BLOCK) // 256)
 
 
