@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diskreplay import ArraySpec, ReplayStore, StepSpec
+from diskreplay import ArraySpec, PrioritizedSampler, ReplayStore, StepSpec
 
 if "TMPDIR" not in os.environ and Path("/dev/shm").is_dir():
     # Thousands of fsyncs on a real disk would take minutes and prove nothing here; TMPDIR=/somewhere to have them.
@@ -62,3 +62,13 @@ def fill(store, *, episodes=5, length=10, stream="a", terminated=True, seed=0):
                 ),
             )
     return np.concatenate(ids)
+
+
+def close_with_priorities(store):
+    """Leave an empty store of short segments with sealed ones, a tail, priorities and locks; return its path."""
+    sampler = PrioritizedSampler(store, seed=0)
+    fill(store, episodes=7, length=9)
+    store.commit()
+    assert sampler.total > 0
+    store.close()
+    return store.path

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diskreplay.priority.kernels import LEAST
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-LEAST = float(np.finfo(np.float32).tiny)
 
 
 def leaf_value(priorities: NDArray[np.float32], alpha: float) -> NDArray[np.float64]:

@@ -58,9 +58,7 @@ def partial_folder(path: Path, disk: Disk) -> Iterator[Path]:
 
 def _acquire(lock: FileLock) -> None:
     try:
-        lock.acquire(
-            shared=True
-        )  # it is the store's own: who opens it as soon as it is there finds it in use, not held
+        lock.acquire(shared=True)  # the store's own: who opens it as soon as it is there finds it in use, not held
     except ReplayError as err:
         # A backup may lie where there are no locks; there nobody gets one to remove it, either.
         if not isinstance(err.__cause__, OSError) or err.__cause__.errno not in NO_FLOCK:

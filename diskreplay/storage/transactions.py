@@ -121,7 +121,7 @@ class Reading:
                     return
                 yield name, copied(value)
 
-    def stamps(self, database: str, prefix: bytes = b"") -> Iterator[tuple[bytes, int, bytes]]:
+    def stamps(self, database: str, prefix: bytes = b"") -> Iterator[tuple[bytes, int, int]]:
         """Yield (key, length of the record, its checksum) of keys that begin with `prefix`; no record is read."""
         cursor, copied = self.txn.cursor(db=self.databases[database]), self.transaction.copied
         if cursor.set_range(prefix) if prefix else cursor.first():
@@ -130,7 +130,7 @@ class Reading:
                 if not name.startswith(prefix):
                     return
                 self.transaction.check(value)
-                yield name, len(value) - 4, bytes(value[-4:])
+                yield name, len(value) - 4, layout.record_checksum(value)
 
     def keys(self, database: str, prefix: bytes = b"") -> Iterator[bytes]:
         """Yield the keys that begin with `prefix`, unchecked."""
@@ -173,7 +173,7 @@ class Reading:
         Raises:
             CorruptStoreError: If they are not.
         """
-        found = [int.from_bytes(checksum, "little") for _, _, checksum in self.stamps(database)]
+        found = [checksum for _, _, checksum in self.stamps(database)]
         self._require(database, len(found), sum(found))
 
     def _require(self, database: str, records: int, total: int) -> None:
@@ -236,10 +236,7 @@ class Writing(Reading):
 
     def renew_digest(self) -> None:
         """Have what the tables hold be what they must hold. Cost: O(records); for `repair` and new indexes."""
-        self._sums = {
-            name: sum(int.from_bytes(checksum, "little") for _, _, checksum in self.stamps(name))
-            for name in digest.TABLES
-        }
+        self._sums = {name: sum(checksum for _, _, checksum in self.stamps(name)) for name in digest.TABLES}
         self._write(digest.Digest())
 
     def finish(self) -> None:

@@ -62,7 +62,7 @@ class Journal:
         self.prefix = name.encode() + b"\0"
         self.updates: list[Update] = []
         self.bad: list[tuple[bytes, str]] = []
-        self._read: dict[tuple[bytes, int, bytes], Update] = {}
+        self._read: dict[tuple[bytes, int, int], Update] = {}
         self._commits = -1
 
     def follow(self, txn: Reading) -> None:

@@ -47,6 +47,13 @@ def test_the_limit_is_that_of_the_control_group(tmp_path, monkeypatch):
     assert memory_limit() == 1 << 20
 
 
+def spoil(shard):
+    """Flip a bit of a shard's first chunk."""
+    data = bytearray(shard.read_bytes())
+    data[5] ^= 1
+    shard.write_bytes(data)
+
+
 @pytest.fixture(params=[True, False])
 def compiled(request, monkeypatch):
     """Both read paths."""
@@ -124,10 +131,7 @@ def test_a_damaged_coded_shard_is_not_kept(make_store):
     store.seal()
     path = store.path
     store.close()
-    shard = path / "steps" / "observation" / "c.0.0"
-    data = bytearray(shard.read_bytes())
-    data[5] ^= 1
-    shard.write_bytes(data)
+    spoil(path / "steps" / "observation" / "c.0.0")
     with ReplayStore.open(path) as again:
         for _ in range(USES + 1):
             assert len(again.read([40, 50]).reward) == 2
@@ -145,10 +149,7 @@ def test_a_damaged_shard_is_not_kept(make_store):
     store.seal()
     path = store.path
     store.close()
-    shard = path / "steps" / "reward" / "c.0"
-    data = bytearray(shard.read_bytes())
-    data[5] ^= 1
-    shard.write_bytes(data)
+    spoil(path / "steps" / "reward" / "c.0")
     with ReplayStore.open(path) as again:
         sound, spoilt = [600, 700], [1]
         for _ in range(USES + 1):

@@ -9,19 +9,12 @@ from diskreplay.storage import layout
 from diskreplay.storage.environment import SLACK, Transaction
 from diskreplay.storage.index import Index
 from diskreplay.storage.transactions import Reading
-from tests.conftest import fill
+from tests.conftest import close_with_priorities, fill
 
 
 @pytest.fixture
 def path(make_store):
-    """Return the path of a closed store with sealed segments, a tail and priorities."""
-    store = make_store(segment_steps=16)
-    sampler = PrioritizedSampler(store, seed=0)
-    fill(store, episodes=7, length=9)
-    store.commit()
-    assert sampler.total > 0
-    store.close()
-    return store.path
+    return close_with_priorities(make_store(segment_steps=16))
 
 
 @pytest.mark.parametrize("database", ["segments", "streams", "tails", "meta"])

@@ -11,21 +11,14 @@ import pytest
 from diskreplay import CorruptStoreError, PrioritizedSampler, ReplayStore
 from diskreplay.storage.upkeep.repair import plan_repair
 from diskreplay.storage.upkeep.verify import verify_path
-from tests.conftest import fill
+from tests.conftest import close_with_priorities, fill
 
 OUTSIDE = b"precious"
 
 
 @pytest.fixture
 def path(make_store):
-    """Return the path of a closed store with sealed segments, priorities and locks."""
-    store = make_store(segment_steps=16)
-    sampler = PrioritizedSampler(store, seed=0)
-    fill(store, episodes=7, length=9)
-    store.commit()
-    assert sampler.total > 0
-    store.close()
-    return store.path
+    return close_with_priorities(make_store(segment_steps=16))
 
 
 @pytest.fixture
