@@ -175,8 +175,9 @@ def _bars(axis: Any, case: dict[str, Any], measure: str) -> None:
         axis.set_xscale("log")
     axis.set_xlabel(unit(measure), fontsize=8)
     axis.set_title(case["name"], fontsize=9)
-    for place, middle in enumerate(middles):
-        axis.annotate(f" {_short(middle)}", (middle, place), va="bottom", fontsize=7, color="#333333")
+    axis.margins(x=0.14)  # room for the figures
+    for place, (middle, above) in enumerate(zip(middles, spread[1], strict=True)):
+        axis.annotate(f"  {_short(middle)}", (middle + above, place), va="center", fontsize=7, color="#333333")
 
 
 def _lines(axis: Any, cases: Sequence[dict[str, Any]], measure: str, label: str) -> None:

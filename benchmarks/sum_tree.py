@@ -1,9 +1,9 @@
 """What do drawing and updating 256 priorities cost, in trees of 1, 10 and 100 million leaves?
 
 A draw finds 256 leaves and reads their values. diskreplay's sampler draws stratified, so neighbours share paths;
-TorchRL's draws independently. Both ways are measured for both. TorchRL's tree is float32, diskreplay's float64;
-cpprb's is not to be had alone: its draw computes weights and gathers a float, its update keeps a second tree. Medians
-of single batches; "both" is a draw and the update of what it drew.
+TorchRL's draws independently. Both ways are measured for both. TorchRL's tree is float32; diskreplay's has float32
+leaves under float64 sums; cpprb's is not to be had alone: its draw computes weights and gathers a float, its update
+keeps a second tree. Medians of single batches; "both" is a draw and the update of what it drew.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TITLE = "Sum tree: draw and update 256 priorities"
+AXIS = "leaves"
 MEASURE = "sample_seconds"
 MEASURES = ("sample_seconds", "update_seconds", "both_seconds")
 SIZES = (1_000_000, 10_000_000, 100_000_000)
