@@ -339,11 +339,11 @@ class Engine:
 
     def _read_segments(self, txn: Reading, counters: Any) -> NDArray[Any]:
         """Return the whole catalogue, (segments,) SEGMENT, ascending."""
-        keys, payloads = txn.whole("segments")
-        if not set(map(len, payloads)) <= {layout.SEGMENT.itemsize}:
+        segments, payload, lengths = txn.by_segment("segments")
+        if (lengths != layout.SEGMENT.itemsize).any():
             raise CorruptStoreError(f"{self.root}: the index has a record of a segment that is none")
-        records = np.frombuffer(b"".join(payloads), layout.SEGMENT)
-        self._check_segments(records, np.frombuffer(b"".join(keys), ">u8"), counters)
+        records = np.frombuffer(payload, layout.SEGMENT)
+        self._check_segments(records, segments, counters)
         return records
 
     def _check_segments(self, records: NDArray[Any], keys: NDArray[Any], counters: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,18 +48,12 @@ def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
             raise CorruptStoreError(f"index: sampler {name!r} has priorities, but its state is missing")
         return None
     state = layout.parse_json(payload, f"sampler {name!r}")
-    keys, payloads = txn.whole("sums")  # all, so that it is noticed if some are missing
-    start, stop = (bisect_left(keys, name.encode() + end) for end in (b"\0", b"\1"))
-    if not set(map(len, keys[start:stop])) <= {len(name.encode()) + 9}:
-        raise CorruptStoreError(f"index: sampler {name!r} has sums that are no segment's")
-    names = np.frombuffer(b"".join(keys[start:stop]), np.uint8).reshape(stop - start, -1 if stop > start else 8)
-    segments = names[:, -8:].copy().view(">u8").astype(np.int64).reshape(-1)
-    sums = layout.records(b"".join(payloads[start:stop]), layout.SUM, f"sums of sampler {name!r}")
-    lengths = np.fromiter(map(len, payloads[start:stop]), np.int64, stop - start)
+    segments, payload, lengths = txn.by_segment("sums", name.encode() + b"\0")
+    sums = layout.records(payload, layout.SUM, f"sums of sampler {name!r}")
     blocks = lengths // layout.SUM.itemsize
     if (blocks < 1).any() or (lengths % layout.SUM.itemsize).any():
         raise CorruptStoreError(f"index: sampler {name!r} has sums that are none")
-    if start == stop:
+    if not len(segments):
         return SamplerCheckpoint(state, segments, blocks, blocks, blocks, np.zeros(0))
     last = np.cumsum(blocks) - 1
     first = last - blocks + 1

@@ -63,7 +63,7 @@ def encode_shard(
     return np.concatenate([body, np.frombuffer(layout.seal_value(entries.tobytes()), np.uint8)]), all_checks
 
 
-def parse_shard_index(data: bytes, chunks: int, path: Path) -> NDArray[np.uint64]:
+def parse_shard_index(data: bytes, chunks: int, path: Path | str) -> NDArray[np.uint64]:
     """Return a shard's index, (chunks, 2) of byte offset and length, from the end of its file.
 
     Raises:

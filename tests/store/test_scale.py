@@ -7,9 +7,7 @@ import tracemalloc
 import numpy as np
 
 from diskreplay import PrioritizedSampler, ReplayStore, UniformSampler
-from diskreplay.storage import layout
 from diskreplay.storage.engine import Engine
-from diskreplay.storage.index import Index
 from diskreplay.storage.table import SegmentTable
 from diskreplay.storage.transactions import Reading
 from tests.conftest import fill
@@ -64,7 +62,7 @@ def test_evictions_of_another_process_are_taken_in_without_walking_the_catalogue
     with ReplayStore.open(path, mode="a") as store, ReplayStore.open(path) as other:
         other_sampler = PrioritizedSampler(other, seed=0)
         store.evict(3 * 4096)
-        monkeypatch.setattr(Reading, "whole", None)
+        monkeypatch.setattr(Reading, "by_segment", None)
         assert other.refresh()
         assert len(other) == len(store) == 47 * 4096
         monkeypatch.undo()
@@ -79,12 +77,3 @@ def test_an_eviction_that_was_missed_is_made_good(tmp_path, monkeypatch):
         monkeypatch.setattr(Engine, "_take_in_evictions", lambda *_: None)
         assert other.refresh()
         assert len(other) == 17 * 4096
-
-
-def test_a_whole_table_is_checked(tmp_path):
-    path = fabricate(tmp_path / "s.replay", 20)
-    index = Index(path / layout.INDEX)
-    with index.read() as txn:
-        for database in layout.DATABASES:
-            assert list(zip(*txn.whole(database), strict=True)) == list(txn.items(database))
-    index.close()
