@@ -99,6 +99,7 @@ class PrioritizedSampler(Sampler):
         Raises:
             ValueError: If a priority is negative, NaN or infinite as a float32, or a step id was never that of
                 a transition; nothing was changed.
+            StoreLockedError: If another sampler of that name was made from the same store since.
         """
         ids, given = _array(step_ids), _array(priorities)
         if ids.ndim != 1 or ids.shape != given.shape or (ids.size and ids.dtype.kind not in "iu"):
@@ -113,6 +114,7 @@ class PrioritizedSampler(Sampler):
             raise ValueError(f"priorities must be finite and not negative: step id {int(ids[at])} got {given[at]}")
         self.store.check_open()
         with self.store.lock:
+            self.store.access.require_joined(self.name, self)
             self.serve()
             leaves, live = self._current(lambda: self._leaves_of(ids.astype(np.int64, copy=False)))
             if not live.all():
@@ -124,6 +126,7 @@ class PrioritizedSampler(Sampler):
     def forget_priorities(self) -> None:
         """Give every live transition the priority 1, as if none had ever been updated. Cost: O(rows)."""
         with self.store.lock:
+            self.store.access.require_joined(self.name, self)
             self.serve()
             self._priorities.forget()
 

@@ -179,6 +179,7 @@ class Committer:
                 if tail.full
             ]
         if jobs:
+            engine.index.require_in_place()
             self._choose_codings(jobs)
             written = engine.writer.write([job.tail for job in jobs], engine.codings)
             for job, (files, checks) in zip(jobs, written, strict=True):
@@ -191,6 +192,7 @@ class Committer:
         """Do step 5. The commit counts already, so what cannot be removed now is left for the next one."""
         if self._garbage:
             with contextlib.suppress(ReplayError):
+                self.engine.index.require_in_place()
                 for segment in self._garbage:
                     self.engine.writer.remove(segment)
                 self.engine.writer.sync_fields()

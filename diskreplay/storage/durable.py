@@ -52,7 +52,7 @@ def disk_error(err: OSError, path: str | os.PathLike[str]) -> ReplayError:
         return ReplayError(
             f"{path}: {err.strerror}",
             path=path,
-            hint="Raise the limit (`ulimit -n`), or close other files; then go on.",
+            hint="Raise the limit (`ulimit -n`), draw fewer batches ahead (prefetch) or close files; then go on.",
         )
     if err.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return ReadOnlyError(f"{path}: {err.strerror}", path=path, hint="Make the store writable, then go on.")

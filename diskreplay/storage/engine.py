@@ -114,6 +114,7 @@ class Engine:
         if stream.closing:
             stream.closing = False
             return stream
+        self.index.require_in_place()
         lock = FileLock(
             layout.lock_path(self.root, f"stream-{stream.number}"),
             f"{self.root}: stream {name!r}",
@@ -409,6 +410,7 @@ class Engine:
                 stream.update(record)
             taken = [s for s in stream.taken if txn.get("segments", layout.segment_key(s)) is None]
         known = {tail.segment for tail in stream.tails}
+        self.index.require_in_place()
         self.writer.set_aside([segment for segment in taken if segment not in known])
 
     def _named(self, name: str) -> Stream:

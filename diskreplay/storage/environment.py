@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import lmdb
 import numpy as np
 
-from diskreplay.errors import CorruptStoreError, ReplayError
+from diskreplay.errors import CorruptStoreError, ReadOnlyError, ReplayError
 from diskreplay.storage import layout
 from diskreplay.storage.filesystem import check_filesystem
 from diskreplay.storage.gate import Gate
@@ -94,6 +94,7 @@ class Environment:
         self._broken = False
         self._noted = Watermark()
         self._base = 0
+        self._identity: tuple[int, int] | None = None
         self._checked_at = time.monotonic()
         check_filesystem(path)
         require_own([path], folders=True)
@@ -110,6 +111,8 @@ class Environment:
         If committing fails, whether it counts can be unclear: what is written must be such that it can be written
         again.
         """
+        if write:
+            self.require_in_place()
         with self._inside():
             txn = Transaction(self._begin(write=write), self._databases, self._within)
             try:
@@ -121,6 +124,21 @@ class Environment:
                 self._commit(txn)
             else:
                 txn.lmdb.abort()
+
+    def require_in_place(self) -> None:
+        """Make sure that what is written beside the index, by its path, goes into the same store.
+
+        Raises:
+            ReplayError: If the store was moved, and perhaps another put in its place.
+        """
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if _identity(self.data) == self._identity:
+                return
+        raise ReplayError(
+            f"{self.path}: not the index that was opened: its store was moved or replaced; nothing was written",
+            path=self.path,
+            hint="Move it back and go on; or close this handle, and open the store where it is now.",
+        )
 
     def copy(self, path: Path) -> None:
         """Write a compact copy of the index, of one moment, into an empty folder."""
@@ -187,6 +205,10 @@ class Environment:
             self.gate.open()
 
     def _open(self) -> None:
+        if self._identity is not None:
+            self.require_in_place()
+        if not self.writable:
+            self._require_readers_table()
         with translated(self.path):
             self._lmdb = lmdb.open(
                 str(self.path),
@@ -205,6 +227,7 @@ class Environment:
                 self._lmdb.reader_check()
                 self._reach()
                 self._base = _mapped_at(self.data)
+                self._identity = _identity(self.data)
                 # In one transaction where that is possible; handles opened in a reading one would end with it.
                 with self._lmdb.begin(write=True) if self.writable else contextlib.nullcontext() as txn:
                     self._databases = {
@@ -214,6 +237,16 @@ class Environment:
             except BaseException:
                 self.close()
                 raise
+
+    def _require_readers_table(self) -> None:
+        """Make sure that writers will see which state we look at; on a read-only file system there are none."""
+        table = self.path / "lock.mdb"
+        if not os.access(table, os.W_OK) and not os.statvfs(self.path).f_flag & os.ST_RDONLY:
+            raise ReadOnlyError(
+                f"{table}: no permission to write: readers note in it which state they look at",
+                path=table,
+                hint="Allow it (`chmod a+w`); no step, priority or commit can be changed through it.",
+            )
 
     def _check_length(self, *, checked: bool) -> None:
         if not self.data.is_file() or self.data.stat().st_size < SMALLEST:
@@ -257,6 +290,11 @@ class Environment:
         with self._lmdb.begin(write=True):  # while we hold the write lock nobody makes it longer
             if self.data.stat().st_size < needed():
                 os.truncate(self.data, needed())
+
+
+def _identity(data: Path) -> tuple[int, int]:
+    status = data.stat()
+    return status.st_dev, status.st_ino
 
 
 def _mapped_at(data: Path) -> int:

@@ -62,6 +62,10 @@ class Index:
         """Return whether this process may write the index's files."""
         return self._use().writable
 
+    def require_in_place(self) -> None:
+        """Make sure that what is written beside the index goes into the same store; raise ReplayError if not."""
+        self._use().require_in_place()
+
     @contextlib.contextmanager
     def read(self) -> Iterator[Reading]:
         """Look at one consistent state of the index."""

@@ -272,6 +272,18 @@ def records(payload: bytes, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
     return np.frombuffer(payload, dtype=dtype)
 
 
+def loads(text: bytes) -> Any:
+    """Return what JSON from a file that anybody may have written stands for.
+
+    Raises:
+        ValueError: If it is no JSON, or nested deeper than Python can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as err:
+        raise ValueError("nested too deeply") from err
+
+
 def parse_json(payload: bytes, what: str) -> dict[str, Any]:
     """Return the JSON object that a record without its checksum holds.
 
@@ -279,12 +291,24 @@ def parse_json(payload: bytes, what: str) -> dict[str, Any]:
         CorruptStoreError: If it is none.
     """
     try:
-        data = json.loads(payload)
+        data = loads(payload)
     except ValueError as err:
         raise CorruptStoreError(f"index: the record of {what} is no JSON") from err
     if not isinstance(data, dict):
         raise CorruptStoreError(f"index: the record of {what} is no JSON object")
     return data
+
+
+def plain_json(data: object, what: str) -> dict[str, Any]:
+    """Return a copy of a JSON object, as it will be read back.
+
+    Raises:
+        ValueError: If it is none: found out at a commit, it would stand in the way of that and every other.
+    """
+    try:
+        return parse_json(json.dumps(data).encode(), what)
+    except (CorruptStoreError, TypeError, ValueError, RecursionError) as err:
+        raise ValueError(f"{what} must be a JSON object: {err}") from err
 
 
 def json_payload(data: Mapping[str, Any]) -> bytes:

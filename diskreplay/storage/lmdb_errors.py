@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import struct
@@ -37,6 +38,19 @@ _MEANINGS: tuple[tuple[tuple[type[Exception], ...], type[ReplayError], str], ...
     ((lmdb.ReadonlyError,), ReadOnlyError, "{}"),
 )
 
+_HINTS = (
+    (
+        "already open",
+        "a thread of the parent process was using the index when this process was forked",
+        "Start the process with spawn or forkserver, or fork while no backup or verification runs.",
+    ),
+    (
+        os.strerror(errno.ENOMEM),
+        "there is no room among this process's addresses for the index",
+        "It takes 1 TiB of addresses, and hardly any memory: raise the limit (`ulimit -v unlimited`).",
+    ),
+)
+
 
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
@@ -69,12 +83,9 @@ def _meaning(err: Exception, path: Path) -> ReplayError:
     for number in FULL | TOO_MANY:
         if os.strerror(number) in str(err):
             return disk_error(OSError(number, os.strerror(number)), path)
-    if "already open" in str(err):
-        return ReplayError(
-            f"{path}: a thread of the parent process was using the index when this process was forked",
-            path=path,
-            hint="Start the process with spawn or forkserver, or fork while no backup or verification runs.",
-        )
+    for said, text, hint in _HINTS:
+        if said in str(err):
+            return ReplayError(f"{path}: {text}", path=path, hint=hint)
     with contextlib.suppress(OSError):
         room = os.statvfs(path)
         if room.f_bavail * room.f_frsize < ROOM:

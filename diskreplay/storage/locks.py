@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from diskreplay.errors import StoreLockedError
+from diskreplay.storage import layout
 from diskreplay.storage.durable import disk_error
 from diskreplay.storage.regular import open_regular, require_own
 
@@ -50,24 +51,19 @@ class FileLock:
         Raises:
             StoreLockedError: If another holder is in the way; the message names who.
         """
-        fd = self._open(shared=shared)
+        self._fd = fd = self._open(shared=shared)
+        _held.add(self)
         try:
             self._lock(fd, wait=wait, shared=shared)
-        except OSError as err:
-            who = self._holder(fd)
-            os.close(fd)
+            self._sign(fd, shared=shared)
+        except BaseException as err:  # an interrupt, too: a lock that nobody knows of would be waited for for ever
+            who = self._holder(fd) if isinstance(err, OSError) else ""
+            self.let_go()
+            if not isinstance(err, OSError):
+                raise
             if err.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise disk_error(err, self.path) from err
             raise StoreLockedError(f"{self.what} is held by {who}", path=self.path) from err
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        with contextlib.suppress(OSError):  # the text is for people; on a full disk there is none
-            if os.fstat(fd).st_size:
-                os.ftruncate(fd, 0)
-            if not shared:
-                os.pwrite(fd, json.dumps(holder).encode(), 0)
-        self._fd = fd
-        _held.add(self)
         return self
 
     def release(self) -> None:
@@ -108,9 +104,18 @@ class FileLock:
     def _lock(self, fd: int, *, wait: bool, shared: bool) -> None:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
+    def _sign(self, fd: int, *, shared: bool) -> None:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        with contextlib.suppress(OSError):  # the text is for people; on a full disk there is none
+            if os.fstat(fd).st_size:
+                os.ftruncate(fd, 0)
+            if not shared:
+                os.pwrite(fd, json.dumps(holder).encode(), 0)
+
     def _holder(self, fd: int) -> str:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            holder = json.loads(os.pread(fd, 4096, 0))
+            holder = layout.loads(os.pread(fd, 4096, 0))
             return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
         with contextlib.suppress(OSError):
             inode = f":{os.fstat(fd).st_ino} "

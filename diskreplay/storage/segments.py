@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -192,12 +191,12 @@ def read_attributes(root: Path) -> dict[str, Any]:
         content = read_regular(path, MOST_DESCRIPTION_BYTES + 1)
         if len(content) > MOST_DESCRIPTION_BYTES:
             raise ValueError("far too long")
-        attributes = json.loads(content)["attributes"][layout.GROUP_KEY]
+        attributes = layout.loads(content)["attributes"][layout.GROUP_KEY]
     except OSError as err:
         if err.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
             raise CorruptStoreError(f"{path}: the store's description is missing", path=root) from err
         raise disk_error(err, path) from err
-    except (ValueError, KeyError, TypeError, RecursionError) as err:
+    except (ValueError, KeyError, TypeError) as err:
         raise CorruptStoreError(f"{path}: not the group of a replay store: {err!r}", path=root) from err
     if not isinstance(attributes, dict):
         raise CorruptStoreError(f"{path}: not the group of a replay store", path=root)
@@ -227,5 +226,11 @@ class _disk_errors:  # noqa: N801  a context manager that reads like one
             return
         if isinstance(err, OSError):
             raise disk_error(err, self.path) from err
+        if isinstance(err, RuntimeError) and "thread" in str(err):  # of zarr's own
+            raise ReplayError(
+                f"{self.path}: {err}",
+                path=self.path,
+                hint="Raise the limits of this process (`ulimit -u`, `ulimit -v`).",
+            ) from err
         if isinstance(err, (ValueError, KeyError, AttributeError, TypeError, RuntimeError)):
             raise CorruptStoreError(f"{self.path}: zarr cannot use this array: {err!r}") from err

@@ -250,7 +250,7 @@ class Tail:
         """
         try:
             (size,) = struct.unpack_from("<I", payload)
-            header = json.loads(payload[4 : 4 + size])
+            header = layout.loads(payload[4 : 4 + size])
             first, count, pending = int(header["row"]), int(header["rows"]), bool(header["pending"])
             known = first <= self.rows <= first + count if again else first == self.rows
             if header["segment"] != self.segment or not known or count < 0:

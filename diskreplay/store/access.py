@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from diskreplay.errors import CorruptStoreError, StepEvictedError
+from diskreplay.errors import CorruptStoreError, StepEvictedError, StoreLockedError
 from diskreplay.storage import layout
 from diskreplay.storage.priorities import SamplerCheckpoint, is_live, load_priorities, load_sampler, sampler_segments
 from diskreplay.storage.updates import Journal, list_updates
@@ -164,6 +164,20 @@ class SamplerAccess:
             if exclusive:
                 self._engine.claim_sampler(name)
             self._participants[name] = weakref.ref(participant)
+
+    def require_joined(self, name: str, participant: Participant) -> None:
+        """Make sure that a participant's state is still the one that is committed under this name.
+
+        Raises:
+            StoreLockedError: If another has taken its place.
+        """
+        joined = self._participants.get(name)
+        if self._writable and (joined is None or joined() is not participant):
+            raise StoreLockedError(
+                f"{self.path}: sampler {name!r} was made once more from this store; this one's are not committed",
+                path=self.path,
+                hint="Use the newer one, or give each a name of its own.",
+            )
 
     def participants(self) -> list[Participant]:
         """Return the participants that are still alive."""

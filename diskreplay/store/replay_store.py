@@ -129,7 +129,7 @@ class ReplayStore(StoreView):
 
         Raises:
             StoreExistsError: If there is something at the path.
-            ValueError: If an option is out of range.
+            ValueError: If an option is out of range, or the metadata are no JSON object.
         """
         where = Path(path).absolute()
         description = describe(
@@ -140,7 +140,7 @@ class ReplayStore(StoreView):
             chunk_steps=chunk_steps,
             durability=durability,
         )
-        create_store(where, description, dict(metadata or {}), Disk(durability))
+        create_store(where, description, layout.plain_json(metadata or {}, "the metadata"), Disk(durability))
         return cls(where, "a")
 
     @classmethod
@@ -177,8 +177,13 @@ class ReplayStore(StoreView):
         return cls(where, mode)
 
     def update_metadata(self, changes: dict[str, Any]) -> None:
-        """Merge changes into the metadata; durable after the next commit."""
+        """Merge changes into the metadata; durable after the next commit.
+
+        Raises:
+            ValueError: If they are no JSON object.
+        """
         self._require_writable()
+        changes = layout.plain_json(changes, "the metadata")
         with self._engine.lock:
             self._engine.metadata = {**self._engine.metadata, **changes}
             self._engine.metadata_changes.update(changes)

@@ -38,7 +38,7 @@ def check_window(n_step: int, gamma: float, frame_stack: int, padding: str) -> N
     """
     for name, value in (("n_step", n_step), ("frame_stack", frame_stack)):
         if isinstance(value, bool) or int(value) != value or not 1 <= value <= MOST_STEPS:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            raise ValueError(f"{name} must be a whole number of 1 to {MOST_STEPS:,}, got {value!r}")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
     if padding not in ("first", "zeros"):

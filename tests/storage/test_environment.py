@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -12,7 +13,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from diskreplay import CorruptStoreError, FormatVersionError, ReplayError, ReplayStore
+from diskreplay import CorruptStoreError, FormatVersionError, ReadOnlyError, ReplayError, ReplayStore
 from diskreplay.storage import environment, layout, sharing
 from diskreplay.storage.gate import Gate
 from diskreplay.storage.index import Index
@@ -91,13 +92,31 @@ def test_a_reader_who_may_not_write_is_safe_too(closed, monkeypatch):
     data = closed / layout.INDEX / "data.mdb"
     whole = data.stat().st_size
     (closed / layout.INDEX / NAME).unlink()
-    monkeypatch.setattr(environment.os, "access", lambda *_: False)
+    monkeypatch.setattr(environment.os, "access", lambda path, _: path.name == "lock.mdb")
     assert in_child(lambda: ReplayStore.open(closed).close()) == 0
     os.truncate(data, whole // 2)
 
     def refused():
         with pytest.raises(CorruptStoreError, match="cut off"):
             ReplayStore.open(closed)
+
+    assert in_child(refused) == 0
+
+
+def test_a_reader_who_may_not_note_what_it_looks_at_is_told_what_to_allow(closed, monkeypatch):
+    """Writers would use pages again that it reads."""
+    monkeypatch.setattr(environment.os, "access", lambda *_: False)
+    with pytest.raises(ReadOnlyError, match=r"lock\.mdb: no permission") as caught:
+        ReplayStore.open(closed)
+    assert "chmod" in caught.value.hint
+
+
+def test_an_index_that_finds_no_addresses_says_so(closed):
+    def refused():
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 36, 1 << 36))
+        with pytest.raises(ReplayError, match="addresses") as caught:
+            ReplayStore.open(closed)
+        assert "ulimit -v" in caught.value.hint
 
     assert in_child(refused) == 0
 

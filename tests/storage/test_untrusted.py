@@ -14,9 +14,19 @@ import numpy as np
 import pytest
 from numcodecs import Zstd
 
-from diskreplay import ArraySpec, PrioritizedSampler, ReplayError, ReplayStore, SpecMismatchError, StepSpec
+from diskreplay import (
+    ArraySpec,
+    CorruptStoreError,
+    PrioritizedSampler,
+    ReplayError,
+    ReplayStore,
+    SpecMismatchError,
+    StepSpec,
+)
 from diskreplay.storage import layout
 from diskreplay.storage.index import Index
+from diskreplay.storage.upkeep.repair import repair_store
+from diskreplay.storage.upkeep.verify import verify_path
 from tests.conftest import fill
 from tests.storage.test_environment import in_child
 
@@ -284,3 +294,21 @@ def test_symbolic_links_are_not_followed_when_shards_are_replaced(path, tmp_path
 
     assert in_child(work, patience=30) == 0
     assert target.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("file", ["zarr.json", "steps/zarr.json", "steps/reward/zarr.json"])
+def test_json_nested_beyond_what_python_follows_is_a_finding(path, file):
+    """It ended in a RecursionError."""
+    (path / file).write_text("[" * 200_000)
+    assert file in " ".join(problem.where for problem in verify_path(path).problems)
+    repair_store(path)
+    assert verify_path(path).problems == []
+
+
+def test_a_folder_in_the_place_of_the_readers_table_does_not_cost_the_index(path):
+    """`repair` said that the index should be made anew, without tails and priorities."""
+    (path / "index.lmdb" / "lock.mdb").unlink()
+    (path / "index.lmdb" / "lock.mdb").mkdir()
+    with pytest.raises(CorruptStoreError, match="no regular file") as caught:
+        repair_store(path)
+    assert "rebuild" not in caught.value.hint

@@ -253,3 +253,39 @@ def test_a_closed_store_says_so(make_store):
     for call in (lambda: store.read([0]), store.refresh, store.commit, store.stats, store.episodes):
         with pytest.raises(ReplayError, match="closed"):
             call()
+
+
+@pytest.mark.parametrize("bad", [{"a": object()}, {"a": {1, 2}}, [], "text", {("a",): 1}])
+def test_metadata_that_are_no_json_are_refused_at_once(make_store, tmp_path, spec, bad):
+    """Every commit would fail on them."""
+    store = make_store()
+    fill(store, episodes=1)
+    with pytest.raises(ValueError, match="metadata must be a JSON object"):
+        store.update_metadata(bad)
+    if bad:
+        with pytest.raises(ValueError, match="metadata must be a JSON object"):
+            ReplayStore.create(tmp_path / "another.replay", spec, metadata=bad)
+        assert not (tmp_path / "another.replay").exists()
+    given = {"list": [1]}
+    store.update_metadata(given)
+    given["list"].append(object())
+    store.commit()
+    assert store.metadata == {"list": [1]}
+
+
+def test_a_sampler_whose_place_another_took_says_so(make_store):
+    """Its updates would be lost in silence."""
+    store = make_store()
+    ids = fill(store, episodes=2)
+    first = PrioritizedSampler(store, seed=0)
+    first.set_priorities(ids[:1], [7.0])
+    second = PrioritizedSampler(store, seed=1)
+    for act in (lambda: first.set_priorities(ids[:1], [8.0]), first.forget_priorities):
+        with pytest.raises(StoreLockedError, match="made once more"):
+            act()
+    other = PrioritizedSampler(store, name="other")
+    second.set_priorities(ids[:1], [9.0])
+    other.set_priorities(ids[:1], [3.0])
+    store.commit()
+    assert second.priorities_of(ids[:1]).tolist() == [9.0]
+    assert other.priorities_of(ids[:1]).tolist() == [3.0]

@@ -122,7 +122,7 @@ def _refusal(opener: Callable[..., Any], path: Path) -> str:
 def read_document(path: Path) -> tuple[dict[str, Any] | None, Problem]:
     """Return a JSON object, or None and what is wrong with the file."""
     try:
-        document = json.loads(read_regular(path))
+        document = layout.loads(read_regular(path))
     except CorruptStoreError as err:
         return None, Problem(DAMAGED, str(path), str(err).removeprefix(f"{path}: "))
     except FileNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -197,7 +196,7 @@ def _tail_header(value: bytes) -> tuple[int, int, int]:
     """Return first row, rows and episodes of a tail record -1 first if they cannot be read."""
     try:
         size = int.from_bytes(value[:4], "little")
-        header = json.loads(bytes(value[4 : 4 + size]))
+        header = layout.loads(bytes(value[4 : 4 + size]))
         ends = next(length for name, _, length in header["blobs"] if name == "#episodes") // layout.EPISODE.itemsize
         return int(header["row"]), int(header["rows"]), int(ends)
     except (ValueError, KeyError, TypeError, StopIteration):

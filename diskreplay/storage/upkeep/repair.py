@@ -23,6 +23,7 @@ from diskreplay.storage.fields import fields_of
 from diskreplay.storage.index import Index
 from diskreplay.storage.locks import FileLock
 from diskreplay.storage.probe import probe
+from diskreplay.storage.regular import require_own
 from diskreplay.storage.upkeep.arrays import group_documents, group_problems
 from diskreplay.storage.upkeep.damaged import description_of, open_index, require_store
 from diskreplay.storage.upkeep.mending import Loss, Mended, mend
@@ -180,6 +181,8 @@ def _alone(root: Path) -> FileLock:
 
 
 def _plan(root: Path, *, rebuild_index: bool, progress: Progress | None) -> RepairPlan:
+    if not rebuild_index:  # which would lose tails and priorities where a link is all that has to go
+        require_own(root / layout.INDEX / name for name in ("data.mdb", "lock.mdb"))
     trouble = probe(root / layout.INDEX)
     page = find_damaged_meta_page(root / layout.INDEX / "data.mdb") if trouble else None
     if page is not None and not rebuild_index:

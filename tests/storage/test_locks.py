@@ -1,0 +1,70 @@
+"""A lock dies with what took it, however that ended."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diskreplay import StoreLockedError
+from diskreplay.storage.locks import FileLock
+
+
+def interrupting(monkeypatch, name, *, before=False):
+    """Have the first lock of this name end in an interrupt as soon as it is taken, or just before."""
+    real, hits = fcntl.flock, []
+
+    def flock(fd, operation):
+        mine = not hits and operation != fcntl.LOCK_UN and Path(f"/proc/self/fd/{fd}").readlink().name == name
+        if mine and before:
+            hits.append(fd)
+            raise KeyboardInterrupt
+        real(fd, operation)
+        if mine:
+            hits.append(fd)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    return hits
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_interrupt_leaves_no_lock_behind(tmp_path, monkeypatch, before, shared):
+    """It would be waited for by this very process, for ever."""
+    interrupting(monkeypatch, "layout", before=before)
+    lock = FileLock(tmp_path / "locks" / "layout", "the layout")
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(KeyboardInterrupt):
+        lock.acquire(shared=shared)
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
+    with FileLock(tmp_path / "locks" / "layout", "the layout"), pytest.raises(StoreLockedError, match="layout is held"):
+        lock.acquire()
+
+
+def test_a_commit_that_was_interrupted_can_be_made_again(make_store, monkeypatch):
+    store = make_store()
+    with store.writer("a") as writer:
+        observations = np.zeros((31, 3), np.float32)
+        episode = observations, np.zeros(30, int), np.zeros(30), np.zeros(30, bool), np.zeros(30, bool)
+        interrupting(monkeypatch, "layout")
+        with pytest.raises(KeyboardInterrupt):  # a tail that is full is sealed at once
+            writer.write_episode(*episode)
+        store.commit()
+    assert len(store) == 30
+    assert store.verify() == []
+
+
+def test_a_lock_file_of_somebody_else_names_nobody(tmp_path):
+    """Whatever is in it."""
+    (tmp_path / "locks").mkdir()
+    for text in (b"[" * 4096, b"\xff", b"{}", b"[]"):
+        (tmp_path / "locks" / "it").write_bytes(text)
+        fd = os.open(tmp_path / "locks" / "it", os.O_RDWR)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with pytest.raises(StoreLockedError, match="is held by process"):
+            FileLock(tmp_path / "locks" / "it", "it").acquire()
+        os.close(fd)
