@@ -28,10 +28,17 @@ def test_a_handle_whose_store_was_replaced_writes_into_neither(make_store, tmp_p
         fill(store, episodes=1, stream="c")
     with pytest.raises(ReplayError, match="moved or replaced"):
         writer.write_episode(*episode)  # which fills a tail
-    for act in (store.commit, store.seal, lambda: store.evict(1), lambda: store.writer("c")):
+    for act in (
+        store.commit,
+        store.seal,
+        lambda: store.evict(1),
+        lambda: store.writer("c"),
+        lambda: store.backup(tmp_path / "b"),
+    ):
         with pytest.raises(ReplayError, match="moved or replaced") as caught:
             act()
         assert caught.value.hint
+    assert not (tmp_path / "b").exists()
     with ReplayStore.open(tmp_path / "run") as again:
         np.testing.assert_array_equal(again.read(second).observation, expected)
         assert again.verify() == []

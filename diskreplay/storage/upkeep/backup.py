@@ -117,6 +117,7 @@ class _Copying:
         self._lengths: NDArray[np.int64] = np.empty((0, len(engine.fields)), np.int64)
 
     def run(self) -> Backup:
+        self.engine.index.require_in_place()
         (self.partial / layout.STEPS).mkdir()
         for item in self.engine.fields:
             layout.field_path(self.partial, item.name).mkdir()
@@ -133,6 +134,7 @@ class _Copying:
             )
         self._remove_evicted(catalogue)
         self._copy_documents()
+        self.engine.index.require_in_place()  # else the index is one store's, and the shards are another's
         Disk().sync_everything(self.partial)
         return self.out
 
