@@ -521,14 +521,17 @@ def plot(tally: Tally, roles: Sequence[str], to: Path) -> None:
 
 
 def warm_up(folder: Path) -> None:
-    """Compile what the processes use, once for all of them; no store stays open."""
+    """Compile what the processes use, once for all of them; no store stays open.
+
+    What is compiled to choose codings, too: writers that are killed every few seconds would not get that far.
+    """
     plan = Plan(folder / "warm", writers=1)
     plan.folder.mkdir()
     make(plan)
     with ReplayStore.open(plan.path, mode="a") as store, store.writer("stream-0") as writer:
         for episode in range(20):
             write_episode(writer, 0, writer.steps, 30, episode)
-        store.commit()
+        store.seal()
         batches = iter(ReplayLoader(PrioritizedSampler(store), batch_size=8, gamma=GAMMA, threads=1))
         next(batches)
         batches.close()
@@ -544,7 +547,8 @@ def soak(plan: Plan, *, show: bool = False) -> tuple[Tally, list[str]]:
             status = 0
         finally:
             os._exit(status)
-    os.waitpid(pid, 0)
+    if os.waitpid(pid, 0)[1]:
+        raise RuntimeError("what the processes use could not be compiled")
     running = Soak(plan)
     return running.run(show=show), running.roles
 
