@@ -124,7 +124,7 @@ class ReplayStore(StoreView):
             durability: What commits survive. "power": also a power cut or a crash of the machine; files and index
                 are synced. "process": the end of the process, however violent, but not of the machine; nothing is
                 synced until `sync` or `close`. It is the store's, whoever opens it. Measured on a cloud disk, commits a
-                second: of 1 step 1,600 and 5,400, of an episode of 100 steps 1,100 and 2,700.
+                second: of 1 step 1,300 and 4,800, of an episode of 100 steps 1,000 and 2,100.
             metadata: A small JSON object to keep with the store.
 
         Raises:

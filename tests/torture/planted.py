@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAULT, FSYNC_AT = "TORTURE_FAULT", "TORTURE_FSYNC_AT"
 SITE = "from tests.torture import planted\n\nplanted.plant()\n"
 SHARD = re.compile(r"/steps/[^/]+/c\.[^/]*$")
-PATIENCE = 600
+PATIENCE = 1800
 PYTHON = sys.executable
 
 
