@@ -212,6 +212,9 @@ class Pipeline:
                     self._readers.stop()
                 sampler.serve()
                 sampler.recall([coming.request.made for coming in self._waiting if coming.request.made is not None])
+                for coming in self._waiting:  # else only the garbage collector would close their files, some day
+                    coming.let_go()
+                self._waiting.clear()
 
     def _request(self) -> None:
         """Have `depth` batches on their way, unless enough of them are.

@@ -46,6 +46,10 @@ class Coming:
         self.planned, self._outcome = None, outcome
         self._finished.release()
 
+    def let_go(self) -> None:
+        """Give up the plan, which holds its files open, and the batch: nobody will ask for it."""
+        self.planned = self._outcome = None
+
     def result(self) -> tuple[Draw, Batch]:
         """Wait for draw and batch; return them, once: held here they would keep their buffer from being used again."""
         self._finished.acquire()

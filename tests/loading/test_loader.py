@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 
 import numpy as np
@@ -17,6 +18,7 @@ from diskreplay import (
     StepSpec,
     UniformSampler,
 )
+from diskreplay.storage.reading import WindowPlan
 from tests.conftest import fill
 
 NAMES = ("observation", "action", "reward", "discount", "next_observation", "weight", "step_ids")
@@ -199,3 +201,18 @@ def test_options_that_make_no_sense(image_store):
     for options in ({"batch_size": 0}, {"prefetch": 0}, {"threads": -1}, {"n_step": 0}, {"padding": "no"}):
         with pytest.raises(ValueError, match=next(iter(options))):
             ReplayLoader(sampler, **options)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_a_closed_iterator_lets_go_of_its_plans_at_once(image_store, threads):
+    """A plan holds its files open; those of evicted segments stayed open until the garbage collector came."""
+    gc.collect()
+    gc.disable()
+    try:
+        batches = iter(ReplayLoader(PrioritizedSampler(image_store, seed=0), batch_size=8, prefetch=4, threads=threads))
+        next(batches)
+        assert threads or any(type(each) is WindowPlan for each in gc.get_objects())
+        batches.close()
+        assert not any(type(each) is WindowPlan for each in gc.get_objects())
+    finally:
+        gc.enable()
