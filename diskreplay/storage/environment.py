@@ -132,7 +132,7 @@ class Environment:
             ReplayError: If the store was moved, and perhaps another put in its place.
         """
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if _identity(self.data) == self._identity:
+            if identity(self.data) == self._identity:
                 return
         raise ReplayError(
             f"{self.path}: not the index that was opened: its store was moved or replaced; nothing was written",
@@ -227,7 +227,7 @@ class Environment:
                 self._lmdb.reader_check()
                 self._reach()
                 self._base = _mapped_at(self.data)
-                self._identity = _identity(self.data)
+                self._identity = identity(self.data)
                 # In one transaction where that is possible; handles opened in a reading one would end with it.
                 with self._lmdb.begin(write=True) if self.writable else contextlib.nullcontext() as txn:
                     self._databases = {
@@ -292,7 +292,8 @@ class Environment:
                 os.truncate(self.data, needed())
 
 
-def _identity(data: Path) -> tuple[int, int]:
+def identity(data: Path) -> tuple[int, int]:
+    """Return what tells a file from every other, whatever its path: device and inode."""
     status = data.stat()
     return status.st_dev, status.st_ino
 

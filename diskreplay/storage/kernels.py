@@ -63,9 +63,9 @@ def _decode_lz4(source, body, place, chunk_bytes, wanted):
     if body < 20:
         return 0
     raw = carray(_pointer(source), (body,), np.uint8)
-    if _u32(raw, 4) != chunk_bytes or _u32(raw, 12) != body:
+    if u32(raw, 4) != chunk_bytes or u32(raw, 12) != body:
         return 0
-    flags, block = raw[2], _u32(raw, 8)
+    flags, block = raw[2], u32(raw, 8)
     if flags & BLOSC_UNUSUAL or flags >> 5 != BLOSC_LZ4 or raw[3] != 1 or block <= 0:
         if native.blosc_decompress(source, place, np.uint64(chunk_bytes), np.int32(1)) != chunk_bytes:
             return 0
@@ -75,10 +75,10 @@ def _decode_lz4(source, body, place, chunk_bytes, wanted):
         return 0
     done = 0
     while done < wanted:
-        at = _u32(raw, 16 + 4 * (done // block))
+        at = u32(raw, 16 + 4 * (done // block))
         if at < first or at + 4 > body:
             return 0
-        length, size = _u32(raw, at), min(block, chunk_bytes - done)
+        length, size = u32(raw, at), min(block, chunk_bytes - done)
         if length > body - at - 4:
             return 0
         size_here = min(size, wanted - done)
@@ -273,6 +273,7 @@ def unframe(framed, checks, rows):
 
 
 @njit(nogil=True, cache=True)
-def _u32(raw, at):
+def u32(raw, at):
+    """Return the u32, LE, of four bytes, as i64."""
     return (np.int64(raw[at]) | (np.int64(raw[at + 1]) << 8) | (np.int64(raw[at + 2]) << 16)
             | (np.int64(raw[at + 3]) << 24))  # fmt: skip

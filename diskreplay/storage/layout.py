@@ -299,14 +299,14 @@ def parse_json(payload: bytes, what: str) -> dict[str, Any]:
     return data
 
 
-def plain_json(data: object, what: str) -> dict[str, Any]:
+def plain_json(data: Any, what: str) -> dict[str, Any]:
     """Return a copy of a JSON object, as it will be read back.
 
     Raises:
         ValueError: If it is none: found out at a commit, it would stand in the way of that and every other.
     """
     try:
-        return parse_json(json.dumps(data).encode(), what)
+        return parse_json(json_payload(data), what)
     except (CorruptStoreError, TypeError, ValueError, RecursionError) as err:
         raise ValueError(f"{what} must be a JSON object: {err}") from err
 

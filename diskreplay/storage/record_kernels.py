@@ -6,8 +6,10 @@ import numpy as np
 from numba import njit
 
 from diskreplay.storage import native
+from diskreplay.storage.kernels import u32
+from diskreplay.storage.shard import CRC_BYTES
 
-CRC_BYTES, KEY_BYTES = 4, 8
+KEY_BYTES = 8
 
 
 @njit(cache=True)
@@ -35,9 +37,7 @@ def check_records(flat, lengths, owner, prefix, numbers, payload, sizes):
         body = value - CRC_BYTES
         if body < 0:
             return -1, 0, 0
-        check = np.int64(0)
-        for j in range(CRC_BYTES):
-            check |= np.int64(flat[at + key + body + j]) << (8 * j)
+        check = u32(flat, at + key + body)
         if np.int64(native.crc32c_extend(start, base + np.uint64(at), np.uint64(key + body))) != check:
             return -1, 0, 0
         total += check

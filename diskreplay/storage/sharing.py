@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from diskreplay.storage.environment import PATIENCE_S, Environment
+from diskreplay.storage.environment import PATIENCE_S, Environment, identity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,14 +31,13 @@ def enter(path: Path, *, create: bool, synced: bool, checked: bool = True) -> tu
         while _to_leave:
             _leave(*_to_leave.pop())
         if data.exists():
-            status = data.stat()
-            known = _registry.get((status.st_dev, status.st_ino))
+            key = identity(data)
+            known = _registry.get(key)
             if known is not None:
                 known.handles += 1
-                return (status.st_dev, status.st_ino), known
+                return key, known
         environment = Environment(path, create=create, synced=synced, checked=checked)
-        status = data.stat()
-        key = (status.st_dev, status.st_ino)
+        key = identity(data)
         _registry[key] = environment
         return key, environment
 
