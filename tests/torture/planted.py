@@ -286,7 +286,7 @@ SUITES = {
     "kill": suite("kill", "every_call", "--kinds kill --commits 20 --first 150 --stride 17", "lives a second"),
     "fail": suite("fail", "every_call", "--kinds eio --commits 20 --first 150 --stride 17 --in-turn", "lives a second"),
     "states": suite("states", "oplog", "--states 300 --commits 25 --stride 40", "states,"),
-    "random kills": suite("random kills", "kill_random", "--kills 60", ""),
+    "random kills": suite("random kills", "kill_random", "--kills 300", ""),
     "damage": suite("damage", "damage", "--count 40", "trials in"),
     "power cut": suite("power cut", "power_cut", "--cuts 12 --fs ext4", ""),
     "failing fsync": suite("failing fsync", "planted", "--fsyncs 6", "problems"),
