@@ -16,6 +16,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
+from diskreplay.storage.ahead import Ahead
 from diskreplay.storage.durable import Disk
 from diskreplay.storage.fields import Coding, fields_of
 from diskreplay.storage.locks import FileLock
@@ -79,6 +80,7 @@ class Engine:
         self.writer = SegmentWriter(root, self.fields, segment_steps, self.disk)
         self.streams: dict[int, Stream] = {}
         self._sampler_locks: dict[str, FileLock] = {}
+        self._encoder: threading.Thread | None = None
         self.metadata: dict[str, Any] = {}
         self.metadata_changes: dict[str, Any] = {}
         self.codings: dict[str, Coding] = self.residency.codings
@@ -205,6 +207,17 @@ class Engine:
         stream.tails.append(tail)
         return tail
 
+    def encode_ahead(self, stream: Stream) -> None:
+        """Have the complete rows of a stream's open segment encoded in the background, if it is time to.
+
+        One block at a time, however many streams there are: their threads would take the cores from the writers.
+        """
+        tail = stream.tails[-1]
+        if tail.ahead is None and self.codings:
+            tail.ahead = Ahead(tail, self.fields, self.codings)
+        if tail.ahead is not None and tail.ahead.due and (self._encoder is None or not self._encoder.is_alive()):
+            self._encoder = tail.ahead.begin()
+
     def end_episode(self, stream: Stream, flags: int) -> None:
         """Make the stream's pending row the last of its episode; an episode without steps leaves no row."""
         tail = stream.tails[-1]
@@ -245,6 +258,9 @@ class Engine:
         self._sampler_locks.clear()
         for stream in self.streams.values():
             self.release(stream)
+            for tail in stream.tails:
+                if tail.ahead is not None:
+                    tail.ahead.wait()
         self.residency.close()
 
     def _load(self) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Codec = Literal["zstd", "lz4", "lz4hc", "none"]
 Compression = Literal["auto", "zstd", "lz4", "lz4hc", "none"]
 COMPRESSIONS: tuple[Compression, ...] = ("auto", "zstd", "lz4", "lz4hc", "none")
-BLOSC_LEVELS = {"lz4": 5, "lz4hc": 3}
+LEVELS = {"zstd": 1, "lz4": 5, "lz4hc": 3}
 
 SEGMENT_BYTES = 32 << 20
 SEGMENT_STEPS = (256, 65_536)
@@ -103,4 +103,4 @@ def default_segment_steps(spec: StepSpec, capacity_steps: int | None) -> int:
 
 def blosc(codec: Codec, typesize: int) -> Blosc:
     """Return the blosc coder that "lz4" or "lz4hc" stands for; lz4 decodes what either writes."""
-    return Blosc(cname=codec, clevel=BLOSC_LEVELS[codec], shuffle=Blosc.NOSHUFFLE, typesize=typesize)
+    return Blosc(cname=codec, clevel=LEVELS[codec], shuffle=Blosc.NOSHUFFLE, typesize=typesize)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from diskreplay.storage.fields import Coding, Field
 
-CODECS = {"none": kernels.CODEC_NONE, "zstd": kernels.CODEC_ZSTD, "lz4": kernels.CODEC_LZ4, "lz4hc": kernels.CODEC_LZ4}
 FEW_BYTES = 1 << 16
 _REASONS = {
     kernels.SHORT: "is cut off",
@@ -60,7 +59,7 @@ class Geometry:
     @classmethod
     def of(cls, item: Field, coding: Coding | None) -> Geometry:
         """Return the geometry of a field; without a coding, of one that is only in memory yet."""
-        steps, codec = (coding.chunk_steps, CODECS[coding.codec]) if coding else (1, 0)
+        steps, codec = (coding.chunk_steps, kernels.CODECS[coding.codec]) if coding else (1, 0)
         return cls(item.name, item.shape, item.dtype, item.row_bytes, steps, codec)
 
 

@@ -14,6 +14,7 @@ from diskreplay.storage.planning_kernels import ZERO, _pointer
 from diskreplay.storage.streaming_kernels import fence, stream
 
 CODEC_NONE, CODEC_ZSTD, CODEC_LZ4 = 0, 1, 2
+CODECS = {"none": CODEC_NONE, "zstd": CODEC_ZSTD, "lz4": CODEC_LZ4, "lz4hc": CODEC_LZ4}
 SHORT, DAMAGED, UNDECODABLE = 1, 2, 3
 WILLNEED = 3
 BLOSC_LZ4, BLOSC_UNUSUAL = 1, 0b111  # format; shuffled by byte or bit, or a copy
@@ -241,21 +242,6 @@ def gather(
     if past:
         fence()
     return -1
-
-
-@njit(nogil=True, cache=True)
-def frame(rows, framed, checks):
-    """Copy raw chunks, (N, bytes) u8, into (N, bytes + 4) u8, each followed by its crc32c; note those in (N,) u32."""
-    size = np.uint64(rows.shape[1])
-    source, target = np.uint64(rows.ctypes.data), np.uint64(framed.ctypes.data)
-    for i in range(len(rows)):
-        check = native.crc32c_extend(np.uint32(0), source, size)
-        native.memcpy(target, source, size)
-        checks[i] = check
-        for j in range(4):
-            framed[i, rows.shape[1] + j] = (check >> np.uint32(8 * j)) & np.uint32(255)
-        source += size
-        target += size + np.uint64(4)
 
 
 @njit(nogil=True, cache=True)

@@ -1,7 +1,7 @@
-"""C entry points for the compiled read path, found in libraries that are installed anyway.
+"""C entry points for the compiled paths, found in libraries that are installed anyway.
 
-numcodecs' extension modules export zstd's and blosc's decoders, google-crc32c exports crc32c, libc the rest. They
-are registered under names of our own, so that numba can link compiled code against them and still cache it.
+numcodecs' extension modules export zstd and blosc, google-crc32c exports crc32c, libc the rest. They are
+registered under names of our own, so that numba can link compiled code against them and still cache it.
 Where one is missing (another platform, a purer build), `AVAILABLE` is False and the plain Python path serves the
 same bytes. `DISKREPLAY_PURE_PYTHON=1` forces that path.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import llvmlite.binding as llvm
 from numba import types
@@ -24,8 +24,12 @@ _SYMBOLS = {
     "memset": (None, "memset"),
     "crc32c_extend": ("google_crc32c._crc32c", "crc32c_extend"),
     "zstd_decompress": ("numcodecs.zstd", "ZSTD_decompressDCtx"),
-    "zstd_create": ("numcodecs.zstd", "ZSTD_createDCtx"),
-    "zstd_free": ("numcodecs.zstd", "ZSTD_freeDCtx"),
+    "zstd_create_decoder": ("numcodecs.zstd", "ZSTD_createDCtx"),
+    "zstd_free_decoder": ("numcodecs.zstd", "ZSTD_freeDCtx"),
+    "zstd_compress": ("numcodecs.zstd", "ZSTD_compressCCtx"),
+    "zstd_create_encoder": ("numcodecs.zstd", "ZSTD_createCCtx"),
+    "zstd_free_encoder": ("numcodecs.zstd", "ZSTD_freeCCtx"),
+    "blosc_compress": ("numcodecs.blosc", "blosc_compress_ctx"),
     "blosc_decompress": ("numcodecs.blosc", "blosc_decompress_ctx"),
     "lz4_decompress": ("numcodecs.lz4", "LZ4_decompress_safe_partial"),
 }
@@ -72,6 +76,15 @@ zstd_decompress = _external(
     "zstd_decompress",
     types.uintp, types.uintp, types.uintp, types.uintp, types.uintp, types.uintp,
 )  # fmt: skip
+zstd_compress = _external(
+    "zstd_compress",
+    types.uintp, types.uintp, types.uintp, types.uintp, types.uintp, types.uintp, types.int32,
+)  # fmt: skip
+blosc_compress = _external(
+    "blosc_compress",
+    types.int32, types.int32, types.int32, types.uintp, types.uintp, types.uintp,
+    types.uintp, types.uintp, types.uintp, types.uintp, types.int32,
+)  # fmt: skip
 blosc_decompress = _external(
     "blosc_decompress",
     types.int32,
@@ -92,14 +105,14 @@ lz4_decompress = _external(
 
 
 class ZstdContext:
-    """Own a zstd decompression context; making one costs most of a small chunk's decoding."""
+    """Own a context of zstd; making one costs most of a small chunk's decoding."""
 
-    def __init__(self) -> None:
-        create = ctypes.CFUNCTYPE(ctypes.c_void_p)(_addresses["zstd_create"])
-        self._free = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(_addresses["zstd_free"])
+    def __init__(self, kind: Literal["decoder", "encoder"] = "decoder") -> None:
+        create = ctypes.CFUNCTYPE(ctypes.c_void_p)(_addresses[f"zstd_create_{kind}"])
+        self._free = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(_addresses[f"zstd_free_{kind}"])
         self.address = int(create() or 0)
         if not self.address:
-            raise MemoryError("zstd: no memory for a decompression context")
+            raise MemoryError(f"zstd: no memory for a context of the {kind}")
 
     def __del__(self) -> None:
         if getattr(self, "address", 0):

@@ -17,7 +17,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import PARTIAL, Disk, DurableStore, disk_error
-from diskreplay.storage.fields import BLOSC_LEVELS
+from diskreplay.storage.fields import LEVELS
 from diskreplay.storage.locks import FileLock
 from diskreplay.storage.regular import read_regular, require_own
 from diskreplay.storage.shard import encode_shard, shard_name
@@ -97,9 +97,11 @@ class SegmentWriter:
             for tail in tails:
                 records, checks = [], []
                 for field in self.fields:
-                    data, check = encode_shard(
-                        field, codings[field.name], tail.arrays[field.name][: tail.rows], self.segment_steps
+                    rows, done = (
+                        tail.arrays[field.name][: tail.rows],
+                        tail.ahead.parts(field.name) if tail.ahead else (),
                     )
+                    data, check = encode_shard(field, codings[field.name], rows, self.segment_steps, ahead=done)
                     path = layout.field_path(self.root, field.name) / shard_name(tail.segment, field)
                     staged.append(stack.enter_context(self.disk.stage(path, data)))
                     records.append(staged[-1].record)
@@ -205,10 +207,10 @@ def read_attributes(root: Path) -> dict[str, Any]:
 
 def _compressors(field: Field, coding: Coding) -> list[Any]:
     if coding.codec == "zstd":
-        return [ZstdCodec(level=1, checksum=False)]
+        return [ZstdCodec(level=LEVELS[coding.codec], checksum=False)]
     if coding.codec == "none":
         return []
-    size, level = np.dtype(field.dtype).itemsize, BLOSC_LEVELS[coding.codec]
+    size, level = np.dtype(field.dtype).itemsize, LEVELS[coding.codec]
     return [BloscCodec(cname=coding.codec, clevel=level, shuffle="noshuffle", typesize=size)]
 
 

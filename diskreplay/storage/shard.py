@@ -8,20 +8,22 @@ the same, and a test compares them. Chunks past a short segment's rows are absen
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 from numcodecs import Zstd
 
 from diskreplay.errors import CorruptStoreError
-from diskreplay.storage import kernels, layout, native
-from diskreplay.storage.fields import blosc
+from diskreplay.storage import encoding_kernels, kernels, layout, native
+from diskreplay.storage.fields import LEVELS, blosc
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -33,8 +35,28 @@ ABSENT = np.uint64((1 << 64) - 1)
 MOST_THREADS, BYTES_A_THREAD = 4, 1 << 20
 
 
+class Encoded(NamedTuple):
+    """Chunks as they lie in a shard, one after the other.
+
+    Attributes:
+        data: u8: each chunk, followed by its checksum.
+        lengths: (chunks,) bytes of each, its checksum included.
+        checks: (chunks,) u32: their crc32c.
+    """
+
+    data: NDArray[np.uint8]
+    lengths: NDArray[np.int64]
+    checks: NDArray[np.uint32]
+
+
 def encode_shard(
-    field: Field, coding: Coding, rows: NDArray[Any], segment_steps: int, *, threads: int | None = None
+    field: Field,
+    coding: Coding,
+    rows: NDArray[Any],
+    segment_steps: int,
+    *,
+    threads: int | None = None,
+    ahead: Sequence[Encoded] = (),
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
     """Encode a segment's rows of one field.
 
@@ -44,23 +66,47 @@ def encode_shard(
         rows: (N, *shape) in the field's dtype, 1 <= N <= segment_steps; the last chunk is filled up.
         segment_steps: Rows of a full segment.
         threads: That compress; None: as many as pay.
+        ahead: What `encode_chunks` made of the first rows, in their order.
 
     Returns:
         The shard's bytes, and (chunks,) u32: the crc32c of every chunk, 0 for those that are absent.
     """
     steps, chunks = coding.chunk_steps, segment_steps // coding.chunk_steps
     written = -(-len(rows) // steps)
-    if len(rows) < written * steps:
-        full = np.full((written * steps, *field.shape), field.fill, field.dtype)
-        full[: len(rows)] = rows
-        rows = full
-    values = np.ascontiguousarray(rows, np.dtype(field.dtype).newbyteorder("<")).reshape(written, -1)
-    body, lengths, checks = _frame(values) if coding.codec == "none" else _encode(values, coding, threads)
+    rest = rows[sum(len(part.lengths) for part in ahead) * steps :]
+    if len(rest) % steps:
+        full = np.full((-(-len(rest) // steps) * steps, *field.shape), field.fill, field.dtype)
+        full[: len(rest)] = rest
+        rest = full
+    parts = [*ahead, *_encode_side_by_side(rest, coding, threads)]
+    lengths = np.concatenate([part.lengths for part in parts])
     entries = np.full((chunks, 2), ABSENT, "<u8")
     entries[:written] = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
-    all_checks = np.zeros(chunks, "<u4")
-    all_checks[:written] = checks
-    return np.concatenate([body, np.frombuffer(layout.seal_value(entries.tobytes()), np.uint8)]), all_checks
+    checks = np.zeros(chunks, "<u4")
+    checks[:written] = np.concatenate([part.checks for part in parts])
+    index = np.frombuffer(layout.seal_value(entries.tobytes()), np.uint8)
+    return np.concatenate([*(part.data for part in parts), index]), checks
+
+
+def encode_chunks(rows: NDArray[Any], coding: Coding) -> Encoded:
+    """Encode whole chunks of one field: (chunks * chunk_steps, *shape) in its dtype."""
+    values = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
+    raw = values.reshape(len(rows) // coding.chunk_steps, -1).view(np.uint8)
+    if coding.codec == "none":
+        return _frame(raw)
+    return _encode(raw, coding, rows.dtype.itemsize) if native.AVAILABLE else _encode_python(raw, coding, rows.dtype)
+
+
+def _encode_side_by_side(rows: NDArray[Any], coding: Coding, threads: int | None) -> list[Encoded]:
+    """Encode whole chunks, by threads if that pays."""
+    if threads is None:
+        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), rows.nbytes // BYTES_A_THREAD)
+    if coding.codec == "none" or threads <= 1:
+        return [encode_chunks(rows, coding)] if len(rows) else []
+    bounds = np.linspace(0, len(rows) // coding.chunk_steps, threads + 1).astype(int) * coding.chunk_steps
+    pieces = [rows[first:last] for first, last in itertools.pairwise(bounds.tolist()) if first < last]
+    with ThreadPoolExecutor(threads, thread_name_prefix="diskreplay-encode") as pool:
+        return list(pool.map(encode_chunks, pieces, itertools.repeat(coding)))
 
 
 def parse_shard_index(data: bytes, chunks: int, path: Path | str) -> NDArray[np.uint64]:
@@ -91,35 +137,39 @@ def shard_name(segment: int, field: Field) -> str:
     return layout.shard_name(segment, 1 + len(field.shape))
 
 
-def _frame(values: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
+def _frame(raw: NDArray[np.uint8]) -> Encoded:
     """Put a crc32c behind every chunk of raw rows."""
-    count, raw = len(values), values.view(np.uint8)
-    framed = np.empty((count, raw.shape[1] + CRC_BYTES), np.uint8)
-    checks = np.empty(count, np.uint32)
+    framed = np.empty((len(raw), raw.shape[1] + CRC_BYTES), np.uint8)
+    checks = np.empty(len(raw), np.uint32)
     if native.AVAILABLE:
-        kernels.frame(raw, framed, checks)
+        encoding_kernels.frame(raw, framed, checks)
     else:
         checks[:] = [google_crc32c.value(chunk.tobytes()) for chunk in raw]
         framed[:, :-CRC_BYTES], framed[:, -CRC_BYTES:] = raw, checks.astype("<u4")[:, None].view(np.uint8)
-    return framed.reshape(-1), np.full(count, framed.shape[1], np.int64), checks
+    return Encoded(framed.reshape(-1), np.full(len(raw), framed.shape[1], np.int64), checks)
 
 
-def _encode(
-    values: NDArray[Any], coding: Coding, threads: int | None
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
+def _encode(raw: NDArray[np.uint8], coding: Coding, item_bytes: int) -> Encoded:
     """Compress every chunk and put a crc32c behind it."""
-    coder = Zstd(level=1) if coding.codec == "zstd" else blosc(coding.codec, values.dtype.itemsize)
-    if threads is None:
-        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), values.nbytes // BYTES_A_THREAD)
-    if threads > 1:
-        with ThreadPoolExecutor(threads, thread_name_prefix="diskreplay-encode") as pool:
-            encoded = list(pool.map(coder.encode, values))
-    else:
-        encoded = [coder.encode(chunk) for chunk in values]
+    out = np.empty(len(raw) * encoding_kernels.most_bytes(raw.shape[1]), np.uint8)
+    lengths, checks = np.empty(len(raw), np.int64), np.empty(len(raw), np.uint32)
+    compressor = np.frombuffer(coding.codec.encode() + b"\0", np.uint8)
+    context = native.ZstdContext("encoder")
+    taken = encoding_kernels.encode(
+        raw, kernels.CODECS[coding.codec], LEVELS[coding.codec], item_bytes, compressor.ctypes.data, context.address,
+        out, lengths, checks,
+    )  # fmt: skip
+    if taken < 0:
+        raise MemoryError(f"{coding.codec}: a chunk of {raw.shape[1]:,} bytes cannot be compressed")
+    return Encoded(out[:taken].copy(), lengths, checks)
+
+
+def _encode_python(raw: NDArray[np.uint8], coding: Coding, dtype: np.dtype[Any]) -> Encoded:
+    coder = Zstd(level=LEVELS["zstd"]) if coding.codec == "zstd" else blosc(coding.codec, dtype.itemsize)
     parts, lengths, checks = [], [], []
-    for data in map(bytes, encoded):
+    for data in (bytes(coder.encode(chunk.view(dtype))) for chunk in raw):
         check = google_crc32c.value(data)
         parts += [data, struct.pack("<I", check)]
         lengths.append(len(data) + CRC_BYTES)
         checks.append(check)
-    return np.frombuffer(b"".join(parts), np.uint8), np.array(lengths, np.int64), np.array(checks, np.uint32)
+    return Encoded(np.frombuffer(b"".join(parts), np.uint8), np.array(lengths, np.int64), np.array(checks, np.uint32))

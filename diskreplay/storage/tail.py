@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from diskreplay.storage.ahead import Ahead
     from diskreplay.storage.fields import Field
 
 EPISODES_BLOB = "#episodes"
@@ -60,6 +61,7 @@ class Tail:
         n_ends: Episodes' last rows among them.
         closed: Takes no more rows although there is room: it is to become a short segment.
         running: The episode going on after the newest row.
+        ahead: Encodes its chunks while it fills.
     """
 
     def __init__(self, segment: int, fields: Sequence[Field], segment_steps: int) -> None:
@@ -78,6 +80,7 @@ class Tail:
         self.running = Running()
         self.committed = 0
         self.closed = False
+        self.ahead: Ahead | None = None
         self._committed_pending = False
         self._starts: list[int] = []  # first rows of the committed records
         self._tried = segment_steps  # first row of the record that a commit tried to write

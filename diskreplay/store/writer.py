@@ -201,6 +201,7 @@ class StreamWriter:
 
     def _commit_if_full(self) -> None:
         with self._engine.lock:
+            self._engine.encode_ahead(self._stream)
             full = any(tail.full for tail in self._stream.tails)
         if full:
             self._store.commit()
