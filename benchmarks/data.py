@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TINY = StepSpec(ArraySpec("observation", (1,), "uint8"), ArraySpec("action", (), "uint8", "discrete", n=4))
-TINY_SEGMENT, TINY_EPISODE = 1 << 16, 1_000
+TINY_EPISODE = 1_000
 BLOCK = 4_096
 
 
@@ -108,7 +108,7 @@ def tiny(data: Path, steps: int) -> Path:
         acted = rng.integers(4, size=TINY_EPISODE).astype(np.uint8)
         gained = rng.normal(size=TINY_EPISODE).astype(np.float32)
         ended = np.arange(TINY_EPISODE) == TINY_EPISODE - 1
-        with ReplayStore.create(path, TINY, segment_steps=TINY_SEGMENT, durability="process") as store:
+        with ReplayStore.create(path, TINY, durability="process") as store:
             with store.writer() as writer:
                 for _ in range(-(-steps // TINY_EPISODE)):
                     writer.write_episode(seen, acted, gained, ended, ~ended & False)

@@ -26,7 +26,7 @@ COMPRESSIONS: tuple[Compression, ...] = ("auto", "zstd", "lz4", "lz4hc", "none")
 LEVELS = {"zstd": 1, "lz4": 5, "lz4hc": 3}
 
 SEGMENT_BYTES = 32 << 20
-SEGMENT_STEPS = (256, 65_536)
+SEGMENT_STEPS = (256, 1 << 19)
 
 REWARD, TERMINATED, TRUNCATED = "reward", "terminated", "truncated"
 IS_LAST, EPISODE = "is_last", "episode"

@@ -115,7 +115,7 @@ class ReplayStore(StoreView):
                 the oldest segments are evicted, whole ones, by whoever commits next. Rows that are not sealed
                 yet count, and cannot be evicted: keep segment_steps times the number of streams well below it.
             segment_steps: Rows of a segment. Larger: fewer files; smaller: finer eviction, and less that
-                lies in the index before it is sealed. Default: about 32 MiB of raw rows, 65,536 at most.
+                lies in the index before it is sealed. Default: about 32 MiB of raw rows, 524,288 steps at most.
             compression: "auto" tries the first segment, a field at a time: codecs and chunk lengths are timed on
                 its rows, and the fastest of those that need at most twice the room of the smallest, or a fortieth of
                 the raw rows', is taken. "zstd", "lz4", "lz4hc" (smaller and faster to read than "lz4", ten times
