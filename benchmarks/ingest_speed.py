@@ -3,7 +3,7 @@
 diskreplay commits every 1,000 steps, which then survive a power cut; it checks every step, compresses and seals while
 it writes. TorchRL and cpprb promise nothing about what is on disk. All start empty in every run. Stacking the frames
 for those that want them stacked is done before the clock starts. To try codings costs diskreplay a tenth of a second
-of each run.
+of each run. Step by step the others write 4,000 steps.
 """
 
 from __future__ import annotations
