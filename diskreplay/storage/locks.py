@@ -58,7 +58,7 @@ class FileLock:
             self._sign(fd, shared=shared)
         except BaseException as err:  # an interrupt, too: a lock that nobody knows of would be waited for for ever
             who = self._holder(fd) if isinstance(err, OSError) else ""
-            self.let_go()
+            self.release()
             if not isinstance(err, OSError):
                 raise
             if err.errno not in (errno.EWOULDBLOCK, errno.EACCES):
@@ -70,15 +70,16 @@ class FileLock:
         """Give the lock back; harmless if it is not held."""
         if self._fd >= 0:
             # Unlocked and not only closed: a child that was just forked may still have a copy.
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
             self.let_go()
 
     def let_go(self) -> None:
         """Close this process's copy of the lock, and no more."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, -1  # first: a child forked while it is closed would close another's of that number
         _held.discard(self)
+        if fd >= 0:
+            os.close(fd)
 
     def __enter__(self) -> Self:
         if self._fd < 0:

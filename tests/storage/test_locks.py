@@ -55,6 +55,30 @@ def test_a_commit_that_was_interrupted_can_be_made_again(make_store, monkeypatch
     assert store.verify() == []
 
 
+def test_a_child_forked_while_a_lock_is_given_back_closes_nothing_else(tmp_path, monkeypatch):
+    """The descriptor's number may be another file's by then."""
+    lock = FileLock(tmp_path / "locks" / "it", "it").acquire()
+    real, children = os.close, []
+
+    def close(fd):
+        real(fd)
+        if children:
+            return
+        children.append(-1)
+        other = os.open("/dev/null", os.O_RDONLY)
+        assert other == fd
+        child = os.fork()
+        if not child:
+            os._exit(0 if os.path.exists(f"/proc/self/fd/{other}") else 1)  # noqa: PTH110
+        children[:] = [child]
+        real(other)
+
+    monkeypatch.setattr("diskreplay.storage.locks.os.close", close)
+    lock.release()
+    monkeypatch.undo()
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0]
+
+
 def test_a_lock_file_of_somebody_else_names_nobody(tmp_path):
     """Whatever is in it."""
     (tmp_path / "locks").mkdir()
