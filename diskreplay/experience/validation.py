@@ -42,7 +42,7 @@ def check_array(
         return np.array(value, spec.dtype)  # the usual action, without the general way's ten numpy calls
     dtype = np.dtype(spec.dtype)
     shape = spec.shape if count is None else (count, *spec.shape)
-    given = np.asarray(value) if not isinstance(value, np.ndarray) else value
+    given = as_array(spec.name, value)
     if given.shape != shape:
         raise SpecMismatchError(f"{spec.name}: expected shape {shape}, got {given.shape}")
     if given.dtype != dtype:
@@ -61,7 +61,7 @@ def check_flags(name: str, value: Any, *, count: int) -> NDArray[np.bool_]:
     Raises:
         SpecMismatchError: If there are not `count` of them, or one is neither true nor false.
     """
-    flags = np.asarray(value)
+    flags = as_array(name, value)
     if flags.shape != (count,):
         raise SpecMismatchError(f"{name}: expected shape {(count,)}, got {flags.shape}")
     if flags.dtype.kind not in "biu" or (flags.dtype.kind != "b" and ((flags < 0) | (flags > 1)).any()):
@@ -75,7 +75,7 @@ def check_rewards(value: Any, *, count: int) -> NDArray[np.float32]:
     Raises:
         SpecMismatchError: If there are not `count` of them, or one is NaN, infinite or not a number.
     """
-    given = np.asarray(value)
+    given = as_array("reward", value)
     if given.shape != (count,):
         raise SpecMismatchError(f"reward: expected shape {(count,)}, got {given.shape}")
     if given.dtype.kind not in "fiub":
@@ -98,7 +98,7 @@ def check_reward(value: Any) -> float:
     """
     if isinstance(value, (float, np.floating)) and -LARGEST_REWARD <= float(value) <= LARGEST_REWARD:
         return float(np.float32(value))
-    return float(check_rewards(np.reshape(value, -1), count=1)[0])
+    return float(check_rewards(as_array("reward", value).reshape(-1), count=1)[0])
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -109,7 +109,20 @@ def check_flag(name: str, value: Any) -> bool:
     """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    return bool(check_flags(name, np.reshape(value, -1), count=1)[0])
+    return bool(check_flags(name, as_array(name, value).reshape(-1), count=1)[0])
+
+
+def as_array(name: str, value: Any) -> NDArray[Any]:
+    """Return a plain array; what lies under a mask, or has no shape, is nothing that could be stored."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        masked = int(np.ma.getmaskarray(value).sum())
+        raise SpecMismatchError(f"{name}: {masked} of its values are masked", hint="Fill them first.")
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as err:  # ragged lists; tensors that want to be detached first
+        raise SpecMismatchError(f"{name}: no array of numbers: {err}") from err
 
 
 def _convert(spec: ArraySpec, given: NDArray[Any], *, plain: bool) -> NDArray[Any]:

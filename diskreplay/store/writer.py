@@ -8,7 +8,7 @@ import numpy as np
 
 from diskreplay.errors import SpecMismatchError, WriterStateError
 from diskreplay.experience.spec import flatten
-from diskreplay.experience.validation import check_array, check_flag, check_flags, check_reward, check_rewards
+from diskreplay.experience.validation import as_array, check_array, check_flag, check_flags, check_reward, check_rewards
 from diskreplay.storage import layout
 
 if TYPE_CHECKING:
@@ -131,10 +131,11 @@ class StreamWriter:
             StoreFullError: If a full segment could not be committed; the episode is kept, as in `step`.
         """
         self._check_open()
-        if np.ndim(rewards) != 1:
-            raise SpecMismatchError(f"stream {self.name!r}: rewards: expected shape (T,), got {np.shape(rewards)}")
-        count = len(rewards)
         try:
+            rewards = as_array("rewards", rewards)
+            if rewards.ndim != 1:
+                raise SpecMismatchError(f"rewards: expected shape (T,), got {rewards.shape}")
+            count = len(rewards)
             gains = check_rewards(rewards, count=count)
             ended = check_flags("terminations", terminations, count=count)
             cut = check_flags("truncations", truncations, count=count)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from diskreplay import (
     ArraySpec,
@@ -79,6 +80,14 @@ def test_another_format_version(make_store):
         ((0, 0.0, 2, False, GOOD), "terminated: expected booleans"),
         ((0, 0.0, False, 0.5, GOOD), "truncated: expected booleans"),
         ((0, 0.0, False, False, {"x": GOOD}), "observation"),
+        ((0, 0.0, False, False, [[0.0], [0.0, 0.0]]), "observation: no array of numbers"),
+        ((0, 0.0, False, False, np.ma.masked_values(GOOD, 0)), "observation: 3 of its values are masked"),
+        ((np.ma.masked, 0.0, False, False, GOOD), "action: 1 of its values are masked"),
+        ((0, [1.0, [2.0]], False, False, GOOD), "reward: no array of numbers"),
+        ((0, np.ma.masked, False, False, GOOD), "reward: 1 of its values are masked"),
+        ((0, 0.0, [[True], True], False, GOOD), "terminated: no array of numbers"),
+        ((0, 0.0, False, np.ma.masked, GOOD), "truncated: 1 of its values are masked"),
+        ((0, 0.0, False, False, torch.zeros(3, requires_grad=True)), "observation: no array of numbers.*detach"),
     ],
 )
 def test_a_step_that_does_not_fit(make_store, arguments, message):
@@ -132,6 +141,9 @@ def test_episodes_that_do_not_fit(make_store):
         ((seen, acts, np.array([0, np.nan, 0]), no, no), "reward: .* at row 1"),
         ((seen, np.array([0, 1, 7]), gains, no, no), "action: .* got 7 at row 2"),
         ((seen, acts, gains, np.array([0, 1, 0], bool), no), "step 1 of 3 ends the episode"),
+        ((seen, acts, [0, [1, 2], 0], no, no), "rewards: no array of numbers"),
+        ((seen, acts, gains[:, None], no, no), r"rewards: expected shape \(T,\)"),
+        ((np.ma.masked_values(seen, 0), acts, gains, no, no), "observation: 12 of its values are masked"),
         ((seen[:1], acts[:0], gains[:0], no[:0], no[:0]), "at least one step"),
     ):
         with pytest.raises(SpecMismatchError, match=message):
