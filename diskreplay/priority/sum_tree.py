@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diskreplay.priority import kernels
+from diskreplay.priority.node_kernels import FAN, MOST, describe
 from diskreplay.priority.pages import allow_huge_pages
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-FAN = kernels.FAN
 BATCH = 4096  # up to so many leaves at a time a kernel keeps the GIL
+_F64, _I64 = np.dtype(np.float64), np.dtype(np.int64)
 GROUP_BYTES = 8 * FAN  # siblings start on such an address: two cache lines, never three; leaves on half of it
 
 
@@ -110,7 +111,7 @@ class SumTree:
         if moving:
             self._reserve(max(int(blocks), 2 * self._loaded.size, 2))
         self._blocks = max(self._blocks, int(blocks))
-        self._tree = (
+        self._tree = describe(
             self._leaves,
             self._nodes,
             self._node_offsets,
@@ -390,14 +391,22 @@ def _zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _floats(values: ArrayLike) -> NDArray[np.float64]:
-    return _plain(np.ascontiguousarray(values, np.float64))
+    array = np.asarray(values)
+    return array if _is_plain(array, _F64) else _plain(np.ascontiguousarray(array, np.float64))
 
 
 def _integers(values: ArrayLike) -> NDArray[np.int64]:
     array = np.asarray(values)
+    if _is_plain(array, _I64):
+        return array
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"Leaves and blocks are integers, not {array.dtype}.")
     return _plain(np.ascontiguousarray(array, np.int64))
+
+
+def _is_plain(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Return whether the kernels know the array as it is; a dtype that is equal and another object is looked into."""
+    return array.dtype is dtype and array.ndim == 1 and array.flags.carray
 
 
 def _plain(array: NDArray[Any]) -> NDArray[Any]:
@@ -409,6 +418,6 @@ def _plain(array: NDArray[Any]) -> NDArray[Any]:
 
 def _bad_value(values: NDArray[np.float64], position: int) -> ValueError:
     value = values[position]
-    if kernels.MOST < value < np.inf:
-        return ValueError(f"Value {value} at position {position} is more than a leaf can hold, {kernels.MOST}.")
+    if MOST < value < np.inf:
+        return ValueError(f"Value {value} at position {position} is more than a leaf can hold, {MOST}.")
     return ValueError(f"Value {value} at position {position} is not finite and >= 0.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskreplay.priority.kernels import LEAST
+from diskreplay.priority.node_kernels import LEAST
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
