@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from diskreplay.storage.fields import Compression, Field
 
-RAW_CHUNK_BYTES = 2048
+RAW_CHUNK_BYTES = 1024
 CODED_CHUNK_BYTES = (2048, 256 << 10)
 COLD_CHUNK_BYTES = 8192
 SMALL_ROW_BYTES = 64

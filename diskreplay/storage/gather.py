@@ -73,7 +73,7 @@ class Pieces:
         fd, offset, length, inner, check: (N,); open file, the chunk's bytes in it, the row in the chunk, the
             crc32c it must have.
         address: (N,); address of the row in memory; 0: in the file; -1: a row of zeros; below that: minus the
-            address of its chunk in memory, which is coded as in the file.
+            address of its chunk in memory, coded as in the file, or, of a raw field, in a map of the file.
         inline: Rows themselves, for those positions that `inline_at` lists (worker processes).
     """
 
@@ -91,9 +91,10 @@ class Pieces:
     def announce(self) -> None:
         """Tell the kernel which bytes will be read soon."""
         if native.AVAILABLE:
-            kernels.announce(self.fd, self.offset, self.length, self.address)
+            kernels.announce(self.fd, self.offset, self.length, self.address, self.geometry.codec)
         else:
-            unread = self.address == 0
+            mapped = (self.address < planning_kernels.ZERO) & (self.geometry.codec == kernels.CODEC_NONE)
+            unread = (self.address == 0) | mapped
             columns = (column[unread].tolist() for column in (self.fd, self.offset, self.length))
             for fd, offset, length in set(zip(*columns, strict=True)):
                 os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
@@ -252,7 +253,9 @@ def gather_python(pieces: Pieces, out: NDArray[np.uint8]) -> int:
             length = int(pieces.length[i])
             if length > geometry.longest:
                 return i * 4 + kernels.DAMAGED
-            data = ctypes.string_at(-address, length) if address else os.pread(key[0], length, key[1])
+            data = ctypes.string_at(-address, length) if address else b""
+            if google_crc32c.value(data[:-4]) != int(pieces.check[i]):  # not in memory, or no longer in a map
+                data = os.pread(key[0], length, key[1])
             if len(data) < length:
                 return i * 4 + kernels.SHORT
             if google_crc32c.value(data[:-4]) != int(pieces.check[i]):

@@ -11,21 +11,24 @@ from numba import carray, njit
 
 from diskreplay.storage import native
 from diskreplay.storage.planning_kernels import ZERO, _pointer
-from diskreplay.storage.streaming_kernels import fence, stream
+from diskreplay.storage.streaming_kernels import ask_for, fence, stream
 
 CODEC_NONE, CODEC_ZSTD, CODEC_LZ4 = 0, 1, 2
 CODECS = {"none": CODEC_NONE, "zstd": CODEC_ZSTD, "lz4": CODEC_LZ4, "lz4hc": CODEC_LZ4}
 SHORT, DAMAGED, UNDECODABLE = 1, 2, 3
 WILLNEED = 3
+SOON = 4  # rows
 BLOSC_LZ4, BLOSC_UNUSUAL = 1, 0b111  # format; shuffled by byte or bit, or a copy
 
 
 @njit(nogil=True, cache=True)
-def announce(fds, offsets, lengths, addresses):
-    """Tell the kernel which bytes will be read soon, so that it reads them side by side."""
+def announce(fds, offsets, lengths, addresses, codec):
+    """Tell the kernel which bytes will be read soon, so that it reads them side by side; those of a map, too."""
+    mapped = codec == CODEC_NONE
     fd, start, end = np.int32(-1), np.int64(0), np.int64(0)
     for i in range(len(fds)):
-        if addresses[i] != 0 or (fds[i] == fd and start <= offsets[i] and offsets[i] + lengths[i] <= end):
+        known = addresses[i] != 0 and not (mapped and addresses[i] < ZERO)
+        if known or (fds[i] == fd and start <= offsets[i] and offsets[i] + lengths[i] <= end):
             continue
         if fds[i] == fd and offsets[i] == end:
             end += lengths[i]
@@ -47,6 +50,24 @@ def _read(fd, address, length, offset):
             return False
         done += got
     return True
+
+
+@njit(nogil=True, cache=True)
+def _take(fd, address, source, length, offset, check):
+    """Bring so many bytes of a file to an address: out of its map at `source`, unless that is 0; check their crc32c.
+
+    What a map does not give reads as zeros (mapping.py). Then pread is asked, and says what is wrong, if anything.
+
+    Returns:
+        0, SHORT or DAMAGED.
+    """
+    if source != 0:
+        native.memcpy(address, source, np.uint64(length))
+        if native.crc32c_extend(np.uint32(0), address, np.uint64(length)) == check:
+            return 0
+    if not _read(fd, address, length, offset):
+        return SHORT
+    return 0 if native.crc32c_extend(np.uint32(0), address, np.uint64(length)) == check else DAMAGED
 
 
 @njit(nogil=True, cache=True)
@@ -147,7 +168,7 @@ def gather(
 ):
     """Copy N rows to `out`, one after the other, checking the crc32c of every chunk read.
 
-    A chunk that `locate` found in memory, coded as it is, was checked when it was taken there.
+    A compressed chunk that `locate` found in memory was checked when it was taken there; a raw one lies in a map.
 
     Args:
         fds, offsets, lengths, inners, checks, addresses: (N,) from `locate`.
@@ -172,22 +193,34 @@ def gather(
     held = 0
     size = np.uint64(row_bytes)
     alone = codec == CODEC_NONE and row_bytes == chunk_bytes
+    for i in range(len(fds)):  # their pages' addresses are looked up side by side then
+        if addresses[i] < ZERO and (i == 0 or addresses[i] != addresses[i - 1]):
+            ask_for(np.uint64(-addresses[i]), np.uint64(1))
     i = 0
     while i < len(fds):
+        soon = i + SOON
+        if soon < len(fds) and addresses[soon] < ZERO and addresses[soon] != addresses[soon - 1]:
+            ask_for(np.uint64(-addresses[soon]), np.uint64(lengths[soon]))
         target = out_address + np.uint64(i) * size
         if addresses[i] == ZERO:
             native.memset(target, np.int32(0), size)
             i += 1
             continue
         if addresses[i] > 0:
-            _copy(target, np.uint64(addresses[i]), size, past)
-            i += 1
+            until = i + 1
+            while until < len(fds) and addresses[until] == addresses[until - 1] + row_bytes:
+                until += 1
+            _copy(target, np.uint64(addresses[i]), np.uint64(until - i) * size, past)
+            i = until
             continue
+        mapped = np.uint64(-addresses[i]) if codec == CODEC_NONE and addresses[i] < ZERO else np.uint64(0)
         if alone:  # a chunk of one raw row is read to where it is wanted
-            if not _read(fds[i], target, chunk_bytes, offsets[i]):
-                return i * 4 + SHORT
-            if native.crc32c_extend(np.uint32(0), target, size) != checks[i]:
-                return i * 4 + DAMAGED
+            here = past and mapped != 0  # or checked first, in a cache: bytes of a map may change until they are copied
+            status = _take(fds[i], decoded_address if here else target, mapped, chunk_bytes, offsets[i], checks[i])
+            if status != 0:
+                return i * 4 + status
+            if here:
+                stream(target, decoded_address, size)
             i += 1
             continue
         # rows that follow each other in the chunk, and the last row that the window takes from it
@@ -212,13 +245,12 @@ def gather(
                 return i * 4 + DAMAGED
             if codec == CODEC_NONE and body != chunk_bytes:
                 return i * 4 + UNDECODABLE
-            if addresses[i] < ZERO:
+            if addresses[i] < ZERO and mapped == 0:
                 source = np.uint64(-addresses[i])
             else:
-                if not _read(fds[i], source, body, offsets[i]):
-                    return i * 4 + SHORT
-                if native.crc32c_extend(np.uint32(0), source, np.uint64(body)) != checks[i]:
-                    return i * 4 + DAMAGED
+                status = _take(fds[i], source, mapped, body, offsets[i], checks[i])
+                if status != 0:
+                    return i * 4 + status
             held_bytes[held] = chunk_bytes
             if codec == CODEC_ZSTD:
                 got_bytes = native.zstd_decompress(

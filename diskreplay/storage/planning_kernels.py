@@ -265,8 +265,8 @@ def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, codeds,
         slots, rows: (N,); slot ZERO stands for a row of zeros.
         chunk_steps, chunk_bytes, row_bytes: The field's geometry.
         fds, bases, codeds, indexes, checks, sizes: Per slot: open shard, address of rows in memory, address of the
-            shard itself in memory, address of the shard index (0: chunks follow each other, uncompressed), address
-            of the chunks' checksums, length of the shard file in bytes. An address is 0 of what is not in memory.
+            shard itself in memory or mapped, address of the shard index (0: chunks follow each other, uncompressed),
+            address of the chunks' checksums, length of the shard file in bytes. An address is 0 of what is not there.
         out_*: (N,) filled in: file, byte offset and length of the chunk, row in the chunk, the chunk's checksum;
             or the row's address; or all of them, and the chunk's address, negative.
 

@@ -17,6 +17,7 @@ from diskreplay.errors import CorruptStoreError, ReplayError, StepEvictedError
 from diskreplay.storage import layout, planning_kernels
 from diskreplay.storage.cached import USES, fields_to_keep, read_coded, read_rows
 from diskreplay.storage.durable import disk_error
+from diskreplay.storage.mapping import fields_to_map, map_file
 from diskreplay.storage.regular import open_regular
 from diskreplay.storage.shard import parse_shard_index, shard_index_bytes, shard_name
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from diskreplay.storage.fields import Coding, Field
     from diskreplay.storage.index import Index
+    from diskreplay.storage.mapping import FileMap
     from diskreplay.storage.table import SegmentTable
     from diskreplay.storage.transactions import Reading
 
@@ -38,7 +40,7 @@ SHARE_OF_LIMIT = 2
 class OpenSegment:
     """The open shards of one segment; they close when the last plan that reads them is gone."""
 
-    __slots__ = ("checks", "fds", "indexes", "kept", "lengths", "segment", "uses")
+    __slots__ = ("checks", "fds", "indexes", "kept", "lengths", "maps", "segment", "uses")
 
     def __init__(self, segment: int, lengths: Mapping[str, int], checks: Mapping[str, NDArray[np.uint32]]) -> None:
         self.segment = segment
@@ -47,6 +49,7 @@ class OpenSegment:
         self.fds: dict[str, int] = {}
         self.indexes: dict[str, NDArray[np.uint64]] = {}
         self.kept: dict[str, NDArray[np.uint8]] = {}
+        self.maps: dict[str, FileMap] = {}
         self.uses = 0
 
     def __del__(self) -> None:
@@ -86,6 +89,7 @@ class Residency:
         self._tick = 0
         self._budget = 0
         self._kept: list[str] = []
+        self._mapped: frozenset[str] = frozenset()
         self._kept_for = -1
         # Strings: putting pathlib's paths together took a fifth of the time of a first batch from many segments.
         self._folders = {field.name: f"{layout.field_path(root, field.name)}{os.sep}" for field in fields}
@@ -151,10 +155,10 @@ class Residency:
             except ReplayError:
                 self.close()  # so that too many open files do not stand in the way of what comes next
                 raise
-        tails, opened = table.tails, self._open
+        here = wanted.tolist()
         if self._young:
-            self._count_uses(wanted.tolist())
-        return [tails.get(slot) or opened.get(slot) for slot in wanted.tolist()]
+            self._count_uses(here)
+        return [*map(self._open.get, here), *(map(table.tails.get, here) if table.tails else ())]
 
     def _count_uses(self, slots: Sequence[int]) -> None:
         for slot in slots:
@@ -166,12 +170,16 @@ class Residency:
                     self._keep_rows(slot, segment)
 
     def _keep_rows(self, slot: int, opened: OpenSegment) -> None:
-        """Keep a segment's rows of small fields in memory; what is damaged stays where it is until it is read."""
+        """Keep a segment's rows of small fields in memory, and map what is raw of the others.
+
+        What is damaged stays where it is until it is read.
+        """
         if self._kept_for != len(self.table):
             self._kept_for = len(self.table)
             rows = self._kept_for * self.table.segment_steps
             on_disk = int(self.table.bytes_on_disk[self.table.live()].sum())
             self._kept = fields_to_keep(list(self.fields.values()), self.codings, rows, on_disk)
+            self._mapped = fields_to_map(list(self.fields.values()), self.codings, rows)
         for name in self._kept:
             if name in opened.fds and name not in opened.kept:
                 places, coded = self.table.by_field[name], self.codings[name].codec != "none"
@@ -180,6 +188,11 @@ class Residency:
                     if kept is not None:
                         opened.kept[name] = kept
                         (places.coded if coded else places.base)[slot] = kept.ctypes.data
+        for name in self._mapped.intersection(opened.fds).difference(opened.kept, opened.maps):
+            mapped = map_file(opened.fds[name], opened.lengths[name])
+            if mapped is not None:
+                opened.maps[name] = mapped
+                self.table.by_field[name].coded[slot] = mapped.address
 
     def _read_kept(self, opened: OpenSegment, name: str, *, coded: bool) -> NDArray[np.uint8] | None:
         fd, checks, length = opened.fds[name], opened.checks[name], opened.lengths[name]

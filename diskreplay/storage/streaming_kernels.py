@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from diskreplay.storage import native
 
 LINE = 64
+ASKED_BYTES = 1024
 PAST_BYTES = 2 << 20  # what is smaller stays in a core's second cache until it is read
 
 
@@ -26,7 +27,7 @@ def _stream_lines(_context: Any, _target: Any, _source: Any, _lines: Any) -> Any
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         to, start, count = arguments
-        word, vector = ir.IntType(64), ir.VectorType(ir.IntType(64), 2)
+        word, vector = ir.IntType(64), ir.VectorType(ir.IntType(64), LINE // 8)  # as wide as the processor can
         mark = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
         entry = builder.block
         loop, done = builder.append_basic_block("lines"), builder.append_basic_block("done")
@@ -35,12 +36,9 @@ def _stream_lines(_context: Any, _target: Any, _source: Any, _lines: Any) -> Any
         builder.position_at_end(loop)
         at = builder.phi(word)
         at.add_incoming(ir.Constant(word, 0), entry)
-        parts = [builder.add(at, ir.Constant(word, 16 * part)) for part in range(LINE // 16)]
-        here = [builder.inttoptr(builder.add(start, part), vector.as_pointer()) for part in parts]
-        values = [builder.load(place, align=1) for place in here]
-        for part, value in zip(parts, values, strict=True):
-            store = builder.store(value, builder.inttoptr(builder.add(to, part), vector.as_pointer()), align=16)
-            store.set_metadata("nontemporal", mark)
+        line = builder.load(builder.inttoptr(builder.add(start, at), vector.as_pointer()), align=1)
+        store = builder.store(line, builder.inttoptr(builder.add(to, at), vector.as_pointer()), align=LINE)
+        store.set_metadata("nontemporal", mark)
         following = builder.add(at, ir.Constant(word, LINE))
         at.add_incoming(following, loop)
         builder.cbranch(builder.icmp_unsigned("<", following, end), loop, done)
@@ -48,6 +46,27 @@ def _stream_lines(_context: Any, _target: Any, _source: Any, _lines: Any) -> Any
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.uintp, types.uintp), codegen
+
+
+@intrinsic
+def _ask_for(_context: Any, _address: Any) -> Any:
+    """Ask for the cache line at an address without waiting for it."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        shape = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], shape)
+        builder.call(prefetch, [builder.inttoptr(arguments[0], pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), codegen
+
+
+@njit(nogil=True, inline="always")
+def ask_for(address, size):
+    """Ask for the first bytes of what will be read soon; once some lines were read the processor asks by itself."""
+    for line in range(np.uint64(0), min(size, np.uint64(ASKED_BYTES)), np.uint64(LINE)):
+        _ask_for(address + line)
 
 
 @intrinsic

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diskreplay import CorruptStoreError, ReplayStore
-from diskreplay.storage import cached, native
+from diskreplay.storage import cached, mapping, native
 from diskreplay.storage.cached import USES, fields_to_keep, memory_limit
 from diskreplay.storage.fields import Coding, Field
 from diskreplay.storage.reading import FileCache
@@ -164,6 +164,7 @@ def test_a_damaged_shard_is_not_kept(make_store):
 def test_nothing_is_kept_without_room(make_store, monkeypatch):
     """Data larger than the share of memory are read as before."""
     monkeypatch.setattr(cached, "MEMORY_SHARE", 0)
+    monkeypatch.setattr(mapping, "MEMORY_SHARE", 0)
     store = make_store(segment_steps=32)
     fill(store, episodes=9, length=13)
     store.seal()
