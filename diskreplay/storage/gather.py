@@ -253,8 +253,8 @@ def gather_python(pieces: Pieces, out: NDArray[np.uint8]) -> int:
             length = int(pieces.length[i])
             if length > geometry.longest:
                 return i * 4 + kernels.DAMAGED
-            data = ctypes.string_at(-address, length) if address else b""
-            if google_crc32c.value(data[:-4]) != int(pieces.check[i]):  # not in memory, or no longer in a map
+            data = ctypes.string_at(-address, length) if address else os.pread(key[0], length, key[1])
+            if address and google_crc32c.value(data[:-4]) != int(pieces.check[i]):  # a map that failed
                 data = os.pread(key[0], length, key[1])
             if len(data) < length:
                 return i * 4 + kernels.SHORT

@@ -49,7 +49,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diskreplay import CorruptionWarning, PrioritizedSampler, ReplayError, ReplayLoader, ReplayStore, UniformSampler
-from diskreplay.storage import layout, native
+from diskreplay.storage import cached, layout, native
 from diskreplay.storage.upkeep.verify import verify_path
 from tests.torture import scenario
 
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 COMMITS = 70
 OLDER = 4
-SEEDS = {"zstd": 2, "lz4": 3, "auto": 7}
+SEEDS = {"zstd": 2, "lz4": 3, "auto": 7, "none": 11}
 PATIENCE = 30
 PAGE = 4096
 BLOCK = 64
@@ -522,8 +522,9 @@ def run_trial(number: int, seed: int, bases: Sequence[Base], folder: Path) -> Tr
 
 
 def examine(store: Path, base: Base, rng: random.Random, trial: Trial) -> Trial:
-    """Ask the damaged store for everything, now and then without the compiled read path."""
+    """Ask the damaged store for everything, now and then without the compiled read path, or with no rows kept."""
     native.AVAILABLE = native.AVAILABLE and rng.random() > 1 / 8
+    cached.MEMORY_SHARE *= rng.random() > 1 / 2  # then raw shards are mapped, and compressed ones read
     Examination(store, base, rng, trial).run()
     return trial
 
