@@ -9,6 +9,7 @@ signal before.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import platform
@@ -137,9 +138,9 @@ class FileMap:
         address, self.address = self.address, 0
         if address:
             guard = self._guard
-            guard.libc.munmap(address, self._length)
             guard.ranges[self._entry, 1] = 0  # then nothing lies below it
             guard.ranges[self._entry, 0] = 0
+            guard.libc.munmap(address, self._length)  # last: another's map may lie there at once
             guard.free.append(self._entry)
 
     def __del__(self) -> None:
@@ -172,10 +173,8 @@ def _get_guard() -> _Guard | None:
         with _lock:
             known = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
             if _guard is None and known and native.AVAILABLE:
-                try:
+                with contextlib.suppress(AttributeError, OSError, RuntimeError):
                     _guard = _Guard()
-                except (AttributeError, OSError, RuntimeError):
-                    _refused = True
             _refused = _guard is None
     return _guard
 
