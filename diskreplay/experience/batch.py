@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Batch:
 
     def map(self, function: Callable[[Any], Any]) -> Batch:
         """Return the batch with a function applied to every array, however nested."""
-        return Batch(*(_walk(getattr(self, item.name), function) for item in fields(self)))
+        return Batch(*[_walk(getattr(self, name), function) for name in Batch.__slots__])
 
     def pin_memory(self) -> Batch:
         """Return the batch of tensors in pinned memory; torch's DataLoader calls this."""

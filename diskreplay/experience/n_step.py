@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,10 +36,16 @@ def n_step_return(
     >>> r.tolist(), d.tolist()
     ([1.5], [0.25])
     """
-    powers = np.power(np.float64(gamma), np.arange(rewards.shape[1] + 1))
+    powers = _powers(gamma, rewards.shape[1])
     returns, discounts = np.empty(len(rewards), np.float32), np.empty(len(rewards), np.float32)
     _fold(rewards, lengths, terminated, powers, returns, discounts)
     return returns, discounts
+
+
+@lru_cache(64)
+def _powers(gamma: float, most: int) -> NDArray[np.float64]:
+    """Return gamma^0 to gamma^most; not to be written to."""
+    return np.asarray(np.power(np.float64(gamma), np.arange(most + 1)), np.float64)
 
 
 @njit(cache=True)

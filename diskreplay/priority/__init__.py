@@ -3,6 +3,6 @@
 from diskreplay.priority.pages import allow_huge_pages
 from diskreplay.priority.schedule import LinearSchedule
 from diskreplay.priority.sum_tree import SumTree
-from diskreplay.priority.weights import importance_weights, leaf_value
+from diskreplay.priority.weights import importance_weights, leaf_value, to_priorities
 
-__all__ = ["LinearSchedule", "SumTree", "allow_huge_pages", "importance_weights", "leaf_value"]
+__all__ = ["LinearSchedule", "SumTree", "allow_huge_pages", "importance_weights", "leaf_value", "to_priorities"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from diskreplay.addresses import ask_for_item
 from diskreplay.priority.node_kernels import (
     F64,
     FAN,
@@ -19,11 +20,10 @@ from diskreplay.priority.node_kernels import (
     MOST,
     SHIFT,
     Tree,
+    ask_for_group,
     held_of,
     pick_child,
     power_of_two,
-    prefetch,
-    prefetch_group,
     put,
     sum_children,
     unpack,
@@ -49,7 +49,7 @@ def locate(tree: Tree, targets: F64, blocks: I64, rests: F64) -> int:
                 return i
             blocks[i] = first + child
             if level > 0:
-                prefetch_group(tops, offsets[level - 1] + (first + child) * FAN)
+                ask_for_group(tops, offsets[level - 1] + (first + child) * FAN)
     return OK
 
 
@@ -64,9 +64,9 @@ def descend(tree: Tree, blocks: I64, rests: F64, leaves: I64) -> int:
             return i
         leaves[i] = 0
         if offsets.size > 2:
-            prefetch_group(nodes, block * stride - across + offsets[offsets.size - 2])
+            ask_for_group(nodes, block * stride - across + offsets[offsets.size - 2])
         else:
-            prefetch(values, block * across)
+            ask_for_item(values, block * across)
     for level in range(offsets.size - 2, 0, -1):
         for i in range(blocks.size):
             start = blocks[i] * stride - across
@@ -76,9 +76,9 @@ def descend(tree: Tree, blocks: I64, rests: F64, leaves: I64) -> int:
                 return i
             leaves[i] = first + child
             if level > 1:
-                prefetch_group(nodes, start + offsets[level - 1] + (first + child) * FAN)
+                ask_for_group(nodes, start + offsets[level - 1] + (first + child) * FAN)
             else:
-                prefetch(values, blocks[i] * across + (first + child) * FAN)
+                ask_for_item(values, blocks[i] * across + (first + child) * FAN)
     for i in range(blocks.size):
         first = leaves[i] * FAN
         child, rests[i] = pick_child(values, blocks[i] * across + first, rests[i])
@@ -182,9 +182,9 @@ def update(tree: Tree, leaves: I64, values: F64) -> int:
         place = leaf - block * block_size
         blocks[i] = block
         places[i] = place
-        prefetch(held, block * across + (place >> SHIFT) * FAN)
+        ask_for_item(held, block * across + (place >> SHIFT) * FAN)
         if depth > 1:
-            prefetch_group(nodes, block * stride + (place >> SHIFT >> SHIFT) * FAN)
+            ask_for_group(nodes, block * stride + (place >> SHIFT >> SHIFT) * FAN)
     for i in range(leaves.size):
         put(held, blocks[i] * across + places[i], held_of(values[i]))
     if depth == 1:
@@ -198,7 +198,7 @@ def update(tree: Tree, leaves: I64, values: F64) -> int:
         put(nodes, blocks[i] * stride + parent, sum_children(held, blocks[i] * across + parent * FAN))
         places[i] = parent
         if depth > 2:
-            prefetch_group(nodes, blocks[i] * stride + second + (parent >> SHIFT >> SHIFT) * FAN)
+            ask_for_group(nodes, blocks[i] * stride + second + (parent >> SHIFT >> SHIFT) * FAN)
     for level in range(2, depth):
         below, here = offsets[level - 1], offsets[level]
         for i in range(leaves.size):
@@ -208,7 +208,7 @@ def update(tree: Tree, leaves: I64, values: F64) -> int:
             places[i] = parent
             if level + 1 < depth:
                 above = (parent >> SHIFT >> SHIFT) * FAN
-                prefetch_group(nodes, start + offsets[level + 1] + above)
+                ask_for_group(nodes, start + offsets[level + 1] + above)
     top = offsets[depth - 1] - across
     for i in range(leaves.size):
         put(tops, blocks[i], sum_children(nodes, blocks[i] * stride + top))

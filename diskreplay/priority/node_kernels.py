@@ -27,6 +27,8 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from diskreplay.addresses import ask_for_item, pointer
+
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -47,52 +49,26 @@ def describe(
     return np.array([*parts, loaded.ctypes.data, blocks, block_size], np.int64)
 
 
-@intrinsic
-def _pointer(_context: Any, address: Any) -> Any:
-    """Return the pointer to an address."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(address), generate
-
-
 @njit(nogil=True, inline="always")
 def unpack(tree: Tree) -> tuple[F32, F64, I64, F64, I64, Flags, int, int]:
     """Return leaves, nodes, node_offsets, tops, top_offsets, loaded, the number of blocks and their size."""
     return (
-        carray(_pointer(tree[0]), (tree[1],), np.float32),
-        carray(_pointer(tree[2]), (tree[3],), np.float64),
-        carray(_pointer(tree[4]), (tree[5],), np.int64),
-        carray(_pointer(tree[6]), (tree[7],), np.float64),
-        carray(_pointer(tree[8]), (tree[9],), np.int64),
-        carray(_pointer(tree[10]), (tree[11],), np.bool_),
+        carray(pointer(tree[0]), (tree[1],), np.float32),
+        carray(pointer(tree[2]), (tree[3],), np.float64),
+        carray(pointer(tree[4]), (tree[5],), np.int64),
+        carray(pointer(tree[6]), (tree[7],), np.float64),
+        carray(pointer(tree[8]), (tree[9],), np.int64),
+        carray(pointer(tree[10]), (tree[11],), np.bool_),
         tree[11],
         tree[12],
     )
 
 
-@intrinsic
-def prefetch(_context: Any, array: Any, index: Any) -> tuple[Any, Any]:
-    """Ask for the cache line of array[index] without waiting for it."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
-        number = ir.IntType(32)
-        shape = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [address.type], shape)
-        builder.call(prefetch, [address, number(0), number(3), number(1)])  # read, keep, data
-        return context.get_dummy_value()
-
-    return types.void(array, index), generate
-
-
 @njit(nogil=True, inline="always")
-def prefetch_group(nodes: F64, first: int) -> None:
+def ask_for_group(nodes: F64, first: int) -> None:
     """Ask for the cache lines of a group of nodes."""
-    prefetch(nodes, first)
-    prefetch(nodes, first + FAN // 2)
+    ask_for_item(nodes, first)
+    ask_for_item(nodes, first + FAN // 2)
 
 
 @intrinsic

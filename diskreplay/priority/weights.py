@@ -1,15 +1,30 @@
-"""Owns two formulas: from a priority to its leaf value, from a probability to its weight."""
+"""Owns the formulas: from an error to a priority, from that to its leaf value, from a probability to its weight."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diskreplay.priority.node_kernels import LEAST
+from diskreplay.priority import batch_kernels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+def to_priorities(numbers: NDArray[Any], eps: float | None = None) -> tuple[NDArray[np.float32], int]:
+    """Return numbers (n,) as priorities, or |number| + eps; and the first position that gives none, or -1.
+
+    A priority is finite and >= 0 as a float32.
+
+    >>> to_priorities(np.array([-2.0, 0.5]), eps=0.5)[0].tolist(), to_priorities(np.array([0.0, -2.0]))[1]
+    ([2.5, 1.0], 1)
+    """
+    given = _batch(numbers)
+    priorities = np.empty(len(given), np.float32)
+    if eps is None:
+        return priorities, batch_kernels.from_numbers(given, priorities)
+    return priorities, batch_kernels.from_errors(given, eps, priorities)
 
 
 def leaf_value(priorities: NDArray[np.float32], alpha: float) -> NDArray[np.float64]:
@@ -31,16 +46,17 @@ def leaf_value(priorities: NDArray[np.float32], alpha: float) -> NDArray[np.floa
     """
     if not 0.0 <= alpha < np.inf:
         raise ValueError(f"alpha must be finite and >= 0, not {alpha}.")
-    values = np.asarray(priorities, np.float64)
-    sound = (values >= 0.0) & (values < np.inf)
-    if not sound.all():
-        first = int(np.argmin(sound))
-        raise ValueError(f"Priority {values.flat[first]} at position {first} is not finite and >= 0.")
-    if alpha == 0.0:
-        return (values > 0.0).astype(np.float64)
-    with np.errstate(over="ignore"):
-        powers = np.maximum(np.power(values, alpha), LEAST).astype(np.float32)
-    return np.where(values > 0.0, powers, 0.0).astype(np.float64)
+    values = _batch(priorities)
+    bad = batch_kernels.first_unsound(values)
+    if bad != batch_kernels.OK:
+        raise ValueError(f"Priority {values[bad]} at position {bad} is not finite and >= 0.")
+    if alpha <= 1.0:
+        powers = np.power(values, alpha)
+    else:
+        with np.errstate(over="ignore"):
+            powers = np.power(values, alpha)
+    batch_kernels.settle(values, powers)
+    return powers
 
 
 def importance_weights(probabilities: NDArray[np.float64], *, size: int, beta: float) -> NDArray[np.float32]:
@@ -50,7 +66,8 @@ def importance_weights(probabilities: NDArray[np.float64], *, size: int, beta: f
     maximum taken over the batch. N divides out again; it is asked for as it is in the formula.
 
     Args:
-        probabilities: (B,), each drawn entry's probability, above 0.
+        probabilities: (B,), each drawn entry's probability, above 0; or what is in proportion to it, as N is divided
+            out, and with it any other factor.
         size: N, the number of transitions that could have been drawn.
         beta: 0 corrects nothing, 1 corrects fully.
 
@@ -66,11 +83,15 @@ def importance_weights(probabilities: NDArray[np.float64], *, size: int, beta: f
     """
     if size < 1 or not 0.0 <= beta < np.inf:
         raise ValueError(f"size must be at least 1 and beta finite and >= 0, not {size}, {beta}.")
-    drawn = np.asarray(probabilities, np.float64)
-    if drawn.size == 0:
-        return np.zeros(drawn.shape, np.float32)
-    least = float(drawn.min())
-    if not (least > 0.0 and float(drawn.max()) < np.inf):
-        raise ValueError("Probabilities must be above 0 and finite; entries of 0 are never drawn.")
+    drawn = _batch(probabilities)
     # The largest weight is the rarest entry's; divided out before the power, nothing overflows.
-    return np.power(least / drawn, beta).astype(np.float32)
+    shares = np.empty(len(drawn))
+    if not batch_kernels.rarity(drawn, shares):
+        raise ValueError("Probabilities must be above 0 and finite; entries of 0 are never drawn.")
+    return np.power(shares, beta, out=shares).astype(np.float32)
+
+
+def _batch(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return an array as the kernels know it: another kind would be compiled for anew."""
+    array = np.ascontiguousarray(values, np.float64)
+    return array if array.flags.writeable else array.copy()

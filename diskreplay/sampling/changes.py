@@ -102,8 +102,8 @@ class Changes:
         self.folded[blocks], self.newest[blocks], self.whole[blocks] = 0, -1, False
 
     def touch(self, leaves: NDArray[np.int64]) -> None:
-        """Note that leaves changed."""
-        self._leaves.append(np.array(leaves, np.int64))
+        """Note that leaves changed; the array is kept."""
+        self._leaves.append(leaves)
         self._count += len(leaves)
         if self._count > max(KEPT, len(self._leaves[0])):
             self._leaves = [_distinct(np.concatenate(self._leaves))]

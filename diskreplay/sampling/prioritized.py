@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diskreplay.errors import NotEnoughStepsError, StepEvictedError
-from diskreplay.priority import LinearSchedule, importance_weights
+from diskreplay.priority import LinearSchedule, importance_weights, to_priorities
 from diskreplay.sampling.sampler import Draw, Sampler
 from diskreplay.sampling.segment_priorities import SegmentPriorities
 
@@ -91,7 +91,7 @@ class PrioritizedSampler(Sampler):
         Raises:
             ValueError: If an error is NaN or infinite, or a step id was never that of a transition.
         """
-        self.set_priorities(step_ids, np.abs(_array(td_errors).astype(np.float64)) + self.eps)
+        self._set(step_ids, td_errors, self.eps)
 
     def set_priorities(self, step_ids: ArrayLike, priorities: ArrayLike) -> None:
         """Set the priorities of these steps; 0 means never drawn again. Otherwise as `update_priorities`.
@@ -101,23 +101,24 @@ class PrioritizedSampler(Sampler):
                 a transition; nothing was changed.
             StoreLockedError: If another sampler of that name was made from the same store since.
         """
-        ids, given = _array(step_ids), _array(priorities)
+        self._set(step_ids, priorities, None)
+
+    def _set(self, step_ids: ArrayLike, numbers: ArrayLike, eps: float | None) -> None:
+        """Set priorities to numbers, or to |number| + eps."""
+        ids, given = _array(step_ids), _array(numbers)
         if ids.ndim != 1 or ids.shape != given.shape or (ids.size and ids.dtype.kind not in "iu"):
             raise ValueError(
                 f"expected step_ids (B,) of integers and as many numbers, got {ids.dtype} {ids.shape}, {given.shape}"
             )
-        with np.errstate(over="ignore"):
-            values = given.astype(np.float32)
-        sound = (values >= 0) & (values < np.inf)
-        if not sound.all():
-            at = int(np.flatnonzero(~sound)[0])
-            raise ValueError(f"priorities must be finite and not negative: step id {int(ids[at])} got {given[at]}")
+        values, bad = to_priorities(given, eps)
+        if bad >= 0:
+            raise ValueError(f"priorities must be finite and not negative: step id {int(ids[bad])} got {given[bad]}")
         self.store.check_open()
         with self.store.lock:
             self.store.access.require_joined(self.name, self)
             self.serve()
             leaves, live = self._current(lambda: self._leaves_of(ids.astype(np.int64, copy=False)))
-            if not live.all():
+            if live is not None:
                 self.stale += int((~live).sum())
                 leaves, values = leaves[live], values[live]
             if len(leaves):
@@ -140,7 +141,7 @@ class PrioritizedSampler(Sampler):
         ids = _array(step_ids).astype(np.int64)
         with self.store.lock:
             leaves, live = self._current(lambda: self._leaves_of(ids))
-            if not live.all():
+            if live is not None:
                 raise StepEvictedError(f"{self.store.path}: step id {int(ids[~live][0])} was evicted")
             return self._priorities.get(leaves)
 
@@ -181,7 +182,7 @@ class PrioritizedSampler(Sampler):
         self._priorities.collect(record)
         return record
 
-    def _leaves_of(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _leaves_of(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
         self._priorities.sync()
         return self._priorities.leaves_of(ids)
 
@@ -206,14 +207,13 @@ class PrioritizedSampler(Sampler):
                 values = tree.get(leaves)
                 break
             # What was loaded is newer than the sums it was chosen by, and is 0 by now; each turn loads more.
-        probabilities = values / tree.total
         beta = self.beta(self.batches) if isinstance(self.beta, LinearSchedule) else float(self.beta)
-        weight = importance_weights(probabilities, size=len(self.store), beta=beta)
+        weight = importance_weights(values, size=len(self.store), beta=beta)
         return Draw(priorities.step_ids(leaves), weight)
 
 
-def _array(values: ArrayLike) -> NDArray[Any]:
+def _array(values: Any) -> NDArray[Any]:
     """Return an array of what may be a tensor on some device."""
     if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
+        values = values.numpy(force=True)
     return np.asarray(values)

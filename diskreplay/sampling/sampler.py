@@ -26,7 +26,7 @@ T = TypeVar("T")
 REFRESHES = 200
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Draw:
     """A batch's step ids, (B,) int64, importance weights, (B,) float32, and number among those drawn ahead."""
 
@@ -138,10 +138,12 @@ class Sampler(ABC):
                 if len(draw.step_ids) != batch_size:
                     self._drawn_before.clear()
                     draw = None
+                else:
+                    draw = replace(draw)  # whoever had it before knows its former number
             if draw is None:
                 draw = self.draw_again(int(batch_size))
                 self.batches += 1
-            draw = replace(draw, number=next(self._numbers))
+            draw.number = next(self._numbers)
             self._in_flight[draw.number] = draw
             return draw
 

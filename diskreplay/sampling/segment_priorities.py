@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, StepEvictedError
-from diskreplay.priority import SumTree, allow_huge_pages, leaf_value
+from diskreplay.priority import SumTree, allow_huge_pages, batch_kernels, leaf_value
 from diskreplay.sampling.changes import Changes
 from diskreplay.sampling.sampler import REFRESHES
 from diskreplay.storage import layout, planning_kernels
@@ -99,8 +99,10 @@ class SegmentPriorities:
             self._extend(int(places[at]), int(segments[at]), int(rows[at]))
         self._version = version
 
-    def leaves_of(self, step_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def leaves_of(self, step_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
         """Return the leaf of each step id, and which of them are live: not evicted, nor cut off from what followed.
+
+        None instead of flags: all are.
 
         Raises:
             ValueError: If a step id is live but not that of a transition, or was never in the store.
@@ -110,7 +112,7 @@ class SegmentPriorities:
         if planning_kernels.join_leaves(
             places, rows, self.span, self._rows, self.size, self.tree.loaded, self._priority, leaves
         ):
-            return leaves, np.ones(len(leaves), np.bool_)
+            return leaves, None
         live = places >= 0
         leaves = places * np.int64(self.span) + rows
         self.load(leaves[live] // self.size)
@@ -122,7 +124,7 @@ class SegmentPriorities:
                 live[at] = unknown[at] = False
         if unknown.any():
             raise ValueError(f"step id {int(step_ids[np.flatnonzero(unknown)[0]])} is not that of a transition")
-        return leaves, live
+        return leaves, None if live.all() else live
 
     def step_ids(self, leaves: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the step ids of leaves."""
@@ -135,11 +137,10 @@ class SegmentPriorities:
         return np.asarray(self._priority[leaves], np.float32)
 
     def set(self, leaves: NDArray[np.int64], priorities: NDArray[np.float32]) -> None:
-        """Set the priorities of leaves that are loaded; of one given twice the last wins."""
+        """Set the priorities of leaves that are loaded, an array this keeps; of one given twice the last wins."""
         self.tree.update(leaves, leaf_value(priorities, self.alpha))
-        self._priority[leaves] = priorities
+        self.largest = max(self.largest, np.float32(batch_kernels.put_all(self._priority, leaves, priorities)))
         self._changes.touch(leaves)
-        self.largest = max(self.largest, priorities.max())
 
     def forget(self) -> None:
         """Give every live transition the priority 1."""

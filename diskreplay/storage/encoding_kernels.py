@@ -13,7 +13,7 @@ from diskreplay.storage import native
 from diskreplay.storage.kernels import CODEC_ZSTD
 
 CHECK = np.uint64(4)  # bytes of a crc32c
-BLOSC_OVERHEAD, ZSTD_OVERHEAD = np.uint64(16), np.uint64(4096)
+OVERHEAD = 4096  # zstd may add that, beside a share; blosc 16
 
 
 @njit(nogil=True, cache=True)
@@ -32,7 +32,7 @@ def frame(rows, framed, checks):
 
 def most_bytes(chunk_bytes: int) -> int:
     """Return the most bytes that an encoded chunk takes, its checksum included."""
-    return int(chunk_bytes + chunk_bytes // 128 + ZSTD_OVERHEAD + CHECK)
+    return int(chunk_bytes + chunk_bytes // 128 + OVERHEAD + CHECK)
 
 
 @njit(nogil=True, cache=True)
@@ -46,7 +46,7 @@ def encode(rows, codec, level, item_bytes, compressor, context, out, lengths, ch
         item_bytes: Of the field's dtype, which blosc notes.
         compressor: Address of blosc's name for the codec, ending in 0.
         context: Address of a compression context of zstd.
-        out: u8, with `most_bytes` of room for each.
+        out: u8, (N * `most_bytes`,).
         lengths: (N,) i64, filled: bytes of each, its checksum included.
         checks: (N,) u32 LE, filled.
 
@@ -55,7 +55,7 @@ def encode(rows, codec, level, item_bytes, compressor, context, out, lengths, ch
     """
     size = np.uint64(rows.shape[1])
     source, target = np.uint64(rows.ctypes.data), np.uint64(out.ctypes.data)
-    room = size + (size // np.uint64(128) + ZSTD_OVERHEAD if codec == CODEC_ZSTD else BLOSC_OVERHEAD)
+    room = np.uint64(len(out) // len(rows)) - CHECK
     for i in range(len(rows)):
         if codec == CODEC_ZSTD:
             got = np.int64(native.zstd_compress(np.uint64(context), target, room, source, size, np.int32(level)))

@@ -17,6 +17,7 @@ from numcodecs import Blosc, Zstd
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import kernels, layout, native, planning_kernels
+from diskreplay.storage.encoding_kernels import most_bytes
 from diskreplay.storage.streaming_kernels import PAST_BYTES
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Geometry:
     @property
     def longest(self) -> int:
         """Return the most bytes an encoded chunk can have."""
-        return self.chunk_bytes + self.chunk_bytes // 128 + 4096
+        return most_bytes(self.chunk_bytes)
 
     @classmethod
     def of(cls, item: Field, coding: Coding | None) -> Geometry:

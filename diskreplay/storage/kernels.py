@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
+from diskreplay.addresses import pointer
 from diskreplay.storage import native
-from diskreplay.storage.planning_kernels import ZERO, _pointer
+from diskreplay.storage.planning_kernels import ZERO
 from diskreplay.storage.streaming_kernels import ask_for, fence, stream
 
 CODEC_NONE, CODEC_ZSTD, CODEC_LZ4 = 0, 1, 2
@@ -84,7 +85,7 @@ def _decode_lz4(source, body, place, chunk_bytes, wanted):
     """
     if body < 20:
         return 0
-    raw = carray(_pointer(source), (body,), np.uint8)
+    raw = carray(pointer(source), (body,), np.uint8)
     if u32(raw, 4) != chunk_bytes or u32(raw, 12) != body:
         return 0
     flags, block = raw[2], u32(raw, 8)

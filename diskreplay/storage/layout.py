@@ -261,7 +261,7 @@ def parse_priorities(payload: bytes, what: str) -> tuple[int, NDArray[np.float32
     return min(struct.unpack("<Q", payload[:8])[0], 1 << 62), records(payload[8:], np.dtype("<f4"), what)
 
 
-def records(payload: bytes, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
+def records(payload: bytes | memoryview, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
     """Return a record without its checksum as a numpy array.
 
     Raises:

@@ -6,23 +6,14 @@ Addresses are int64; tables are indexed by slot.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import carray, njit, types
-from numba.extending import intrinsic
+from numba import carray, njit
+
+from diskreplay.addresses import pointer
 
 ZERO = -1
+PLANNED, LACKING = -1, -2
 RUNNING, ENDED, TERMINATED = 0, 1, 2
-
-
-@intrinsic
-def _pointer(_context: Any, address: Any) -> Any:
-    def codegen(_cgctx: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(address), codegen
 
 
 @njit(cache=True)
@@ -78,20 +69,20 @@ def join_leaves(places, rows, span, known, size, loaded, priorities, leaves):
 
 
 @njit(cache=True)
-def first_unknown(slots, rows, available):
-    """Return the first position of (B,) whose slot is negative or whose row its segment does not have; -1: none."""
-    for i in range(len(slots)):
-        if slots[i] < 0 or rows[i] >= available[slots[i]]:
-            return i
-    return -1
-
-
-@njit(cache=True)
 def lacks_ends(slots, n_ends, ends_address):
     """Return whether a slot of (N,) has episode ends that are not in memory."""
     lacking = False
     for i in range(len(slots)):
         lacking |= n_ends[slots[i]] > 0 and ends_address[slots[i]] == 0
+    return lacking
+
+
+@njit(cache=True)
+def lacks_files(slots, fds, bases):
+    """Return whether a slot of (N,) has neither an open file nor rows in memory of a field."""
+    lacking = False
+    for i in range(len(slots)):
+        lacking |= fds[slots[i]] < 0 and bases[slots[i]] == 0
     return lacking
 
 
@@ -125,22 +116,31 @@ def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, foll
         n, k: n-step and frame stack.
         shared: Write k + 1 columns, of which the next observation's are columns 1..k (only with n = 1).
         available, previous, following, first_end, last_end, first_flags, n_ends: The segment table.
-        ends_address, flags_address: Per slot, address of i32 rows of episode ends and of u8 flags;
-            needed for the slots of the steps themselves only.
+        ends_address, flags_address: Per slot, address of i32 rows of episode ends and of u8 flags, 0 if they are not
+            in memory; needed for the slots of the steps themselves only.
         out_slot, out_row: (B, 2k) or (B, k + 1), filled in.
         reward_slot, reward_row: (B, n), filled in; ZERO past the window.
         lengths: (B,) m, filled in.
         outcome: (B,) RUNNING, ENDED or TERMINATED after m steps, filled in.
 
     Returns:
-        -1, or the first position whose row is not a step that can be sampled.
+        PLANNED; or LACKING if ends that are needed are not in memory; or the first position whose row is not a step
+        that can be sampled, times two, and one more if there is no such row at all.
     """
+    lacking = False
+    for i in range(len(slots)):
+        slot = slots[i]
+        if slot < 0 or rows[i] >= available[slot]:
+            return 2 * i + 1
+        lacking |= n_ends[slot] > 0 and ends_address[slot] == 0
+    if lacking:
+        return LACKING
     for i in range(len(slots)):
         slot, row = slots[i], rows[i]
         count = n_ends[slot]
         low, high = 0, count
         if count > 0:
-            ends = carray(_pointer(ends_address[slot]), (count,), np.int32)
+            ends = carray(pointer(ends_address[slot]), (count,), np.int32)
             while low < high:
                 middle = (low + high) // 2
                 if ends[middle] < row:
@@ -148,11 +148,11 @@ def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, foll
                 else:
                     high = middle
             if low < count and ends[low] == row:
-                return i
+                return 2 * i
         # backwards: rows of the episode before t, at most k - 1
         back = 0
         if low > 0:
-            back = min(k - 1, row - carray(_pointer(ends_address[slot]), (count,), np.int32)[low - 1] - 1)
+            back = min(k - 1, row - carray(pointer(ends_address[slot]), (count,), np.int32)[low - 1] - 1)
         else:
             back = min(k - 1, row)
             here = previous[slot]
@@ -165,10 +165,10 @@ def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, foll
         # forwards: steps until the episode's last row, at most n
         ahead, done = 0, RUNNING
         if low < count:
-            ends = carray(_pointer(ends_address[slot]), (count,), np.int32)
+            ends = carray(pointer(ends_address[slot]), (count,), np.int32)
             ahead = min(n, ends[low] - row)
             if ahead == ends[low] - row:
-                flags = carray(_pointer(flags_address[slot]), (count,), np.uint8)
+                flags = carray(pointer(flags_address[slot]), (count,), np.uint8)
                 done = TERMINATED if flags[low] & 1 else ENDED
         else:
             ahead = min(n, available[slot] - 1 - row)
@@ -185,7 +185,7 @@ def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, foll
                     break
                 ahead += min(n - ahead, available[here])
         if ahead <= 0:
-            return i
+            return 2 * i
         lengths[i] = ahead
         outcome[i] = done
         width = k + 1 if shared else 2 * k
@@ -198,22 +198,22 @@ def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, foll
                 offset = ahead - (k - 1) + (j - k)
             if offset < -back:
                 if pad_zeros:
-                    out_slot[i, j] = ZERO
+                    out_slot[i, j], out_row[i, j] = ZERO, 0
                     continue
                 offset = -back
             if 0 <= row + offset < available[slot]:
                 out_slot[i, j], out_row[i, j] = slot, row + offset
             elif not _walk(slot, row + offset, available, previous, following, out_slot, out_row, i, j):
-                return i
+                return 2 * i
         for j in range(n):
             if j < ahead:
                 if row + j < available[slot]:
                     reward_slot[i, j], reward_row[i, j] = slot, row + j
                 elif not _walk(slot, row + j, available, previous, following, reward_slot, reward_row, i, j):
-                    return i
+                    return 2 * i
             else:
-                reward_slot[i, j] = ZERO
-    return -1
+                reward_slot[i, j], reward_row[i, j] = ZERO, 0
+    return PLANNED
 
 
 @njit(cache=True)
@@ -239,21 +239,51 @@ def _walk(slot, row, available, previous, following, out_slot, out_row, i, j):
 
 
 @njit(cache=True)
-def nth_steps(slots, nth, n_ends, ends_address):
-    """Return the row of each slot's nth step that can be sampled, (B,), counting from 0."""
-    rows = np.empty(len(slots), np.int32)
-    for i in range(len(slots)):
+def steps_of_ranks(ranks, until, live, segments, steps, n_ends, ends_address, slots, step_ids):
+    """Find the steps of B ranks, counted from 0 over the steps that can be sampled, segment after segment.
+
+    Args:
+        ranks: (B,).
+        until: (segments,) how many such steps there are up to and with each live segment.
+        live: (segments,) their slots.
+        segments, n_ends, ends_address: The segment table.
+        steps: Rows of a segment.
+        slots: (B,), filled in.
+        step_ids: (B,), filled in.
+
+    Returns:
+        PLANNED; or LACKING if ends that are needed are not in memory: then slots are filled in all the same; or the
+        first position whose rank there is not.
+    """
+    lacking = False
+    for i in range(len(ranks)):
+        if len(until) == 0 or not 0 <= ranks[i] < until[-1]:
+            return i
+        low, high = 0, len(until) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if until[middle] > ranks[i]:
+                high = middle
+            else:
+                low = middle + 1
+        slots[i] = live[low]
+        step_ids[i] = ranks[i] - (until[low - 1] if low > 0 else 0)
+        lacking |= n_ends[slots[i]] > 0 and ends_address[slots[i]] == 0
+    if lacking:
+        return LACKING
+    for i in range(len(ranks)):
+        nth = step_ids[i]
         low, high = 0, n_ends[slots[i]]
         if high > 0:
-            ends = carray(_pointer(ends_address[slots[i]]), (high,), np.int32)
+            ends = carray(pointer(ends_address[slots[i]]), (high,), np.int32)
             while low < high:
                 middle = (low + high) // 2
-                if ends[middle] - middle > nth[i]:
+                if ends[middle] - middle > nth:
                     high = middle
                 else:
                     low = middle + 1
-        rows[i] = nth[i] + low
-    return rows
+        step_ids[i] = segments[slots[i]] * steps + nth + low
+    return PLANNED
 
 
 @njit(cache=True)
@@ -287,12 +317,12 @@ def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, codeds,
             chunk = rows[i] // chunk_steps
             out_fd[i] = fds[slot]
             out_inner[i] = rows[i] - chunk * chunk_steps
-            out_check[i] = carray(_pointer(checks[slot] + chunk * 4), (1,), np.uint32)[0]
+            out_check[i] = carray(pointer(checks[slot] + chunk * 4), (1,), np.uint32)[0]
             if indexes[slot] == 0:
                 out_offset[i] = chunk * (chunk_bytes + 4)
                 out_length[i] = chunk_bytes + 4
             else:
-                entry = carray(_pointer(indexes[slot] + chunk * 16), (2,), np.uint64)
+                entry = carray(pointer(indexes[slot] + chunk * 16), (2,), np.uint64)
                 if entry[0] > sizes[slot] or entry[1] > sizes[slot] or entry[1] <= 4:
                     return i
                 out_offset[i] = np.int64(entry[0])

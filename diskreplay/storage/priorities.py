@@ -48,8 +48,8 @@ def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
             raise CorruptStoreError(f"index: sampler {name!r} has priorities, but its state is missing")
         return None
     state = layout.parse_json(payload, f"sampler {name!r}")
-    segments, payload, lengths = txn.by_segment("sums", name.encode() + b"\0")
-    sums = layout.records(payload, layout.SUM, f"sums of sampler {name!r}")
+    segments, found, lengths = txn.by_segment("sums", name.encode() + b"\0")
+    sums = layout.records(found, layout.SUM, f"sums of sampler {name!r}")
     blocks = lengths // layout.SUM.itemsize
     if (blocks < 1).any() or (lengths % layout.SUM.itemsize).any():
         raise CorruptStoreError(f"index: sampler {name!r} has sums that are none")

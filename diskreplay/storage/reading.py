@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from diskreplay.storage.fields import Field
+    from diskreplay.storage.fields import Coding, Field
     from diskreplay.storage.residency import Residency
     from diskreplay.storage.table import SegmentTable
 
@@ -153,6 +153,7 @@ class Reader:
         self.fields = {field.name: field for field in fields}
         self.observation_names = [f.name for f in fields if f.role == "observation"]
         self.action_names = [f.name for f in fields if f.role == "action"]
+        self._geometries: dict[str, tuple[Coding | None, Geometry]] = {}
 
     def plan(
         self,
@@ -180,7 +181,10 @@ class Reader:
         missing = [name for (name, _), found in zip(wanted, pieces, strict=True) if found is None]
         keep: list[object] = []
         if missing:
-            keep = self.residency.need_files((seen[0].reshape(-1), paid[0].reshape(-1)), missing)
+            touched = [seen[0].reshape(-1)]
+            if n_step > 1:  # else the step's own, which is seen
+                touched.append(paid[0].reshape(-1))
+            keep = self.residency.need_files(touched, missing)
             pieces = [
                 self.pieces(name, *places) if found is None else found
                 for (name, places), found in zip(wanted, pieces, strict=True)
@@ -218,25 +222,31 @@ class Reader:
             StepEvictedError: If a step id is not in the store, or is an episode's last row.
         """
         table, size, k = self.table, len(step_ids), frame_stack
-        slots, rows = table.require(step_ids)
-        self.residency.need_ends(slots)
+        slots, rows = table.slots_of(step_ids)
         shared = n_step == 1 and k > 1
         width = k + 1 if shared else 2 * k
         found = Windows(
             slots, rows, shared,
-            np.empty((size, width), np.int32), np.zeros((size, width), np.int32),
-            np.empty((size, n_step), np.int32), np.zeros((size, n_step), np.int32),
+            np.empty((size, width), np.int32), np.empty((size, width), np.int32),
+            np.empty((size, n_step), np.int32), np.empty((size, n_step), np.int32),
             np.empty(size, np.int64), np.empty(size, np.uint8),
         )  # fmt: skip
-        bad = planning_kernels.plan_windows(
-            slots, rows, n_step, k, shared, pad_zeros, table.available, table.previous,
-            table.following, table.first_end, table.last_end, table.first_flags, table.n_ends,
-            table.ends_address, table.flags_address, found.window_slot, found.window_row,
-            found.reward_slot, found.reward_row, found.lengths, found.outcome,
-        )  # fmt: skip
-        if bad >= 0:
+        for _ in range(2):
+            bad = planning_kernels.plan_windows(
+                slots, rows, n_step, k, shared, pad_zeros, table.available, table.previous,
+                table.following, table.first_end, table.last_end, table.first_flags, table.n_ends,
+                table.ends_address, table.flags_address, found.window_slot, found.window_row,
+                found.reward_slot, found.reward_row, found.lengths, found.outcome,
+            )  # fmt: skip
+            if bad != planning_kernels.LACKING:
+                break
+            self.residency.need_ends(slots)
+        if bad != planning_kernels.PLANNED:
+            where, unknown = divmod(bad, 2)
             raise StepEvictedError(
-                f"step id {int(step_ids[bad])} is not a step that can be sampled: it holds an episode's "
+                f"step id {int(step_ids[where])} is not in the store: evicted, or never written"
+                if unknown
+                else f"step id {int(step_ids[where])} is not a step that can be sampled: it holds an episode's "
                 "last observation, or its next observation is not there yet",
             )
         return found
@@ -246,14 +256,24 @@ class Reader:
 
         Args:
             ranks: (B,), each in [0, transitions).
+
+        Raises:
+            ValueError: If one is not.
         """
         table = self.table
-        until = table.transitions_until()
-        place = np.searchsorted(until, ranks, side="right")
-        slots = table.live()[place].astype(np.int32)
-        nth = ranks - np.where(place > 0, until[place - 1], 0)
-        self.residency.need_ends(slots)
-        return table.step_ids(slots, planning_kernels.nth_steps(slots, nth, table.n_ends, table.ends_address))
+        until, live = table.transitions_until(), table.live()
+        slots, step_ids = np.empty(len(ranks), np.int32), np.empty(len(ranks), np.int64)
+        for _ in range(2):
+            outcome = planning_kernels.steps_of_ranks(
+                ranks, until, live, table.segment, table.segment_steps, table.n_ends, table.ends_address,
+                slots, step_ids,
+            )  # fmt: skip
+            if outcome != planning_kernels.LACKING:
+                break
+            self.residency.need_ends(slots)
+        if outcome != planning_kernels.PLANNED:
+            raise ValueError(f"there are {table.transitions} transitions, none of rank {int(ranks[outcome])}")
+        return step_ids
 
     def final_rows(self, segment: int) -> NDArray[np.int32]:
         """Return the rows of a live segment that hold an episode's last observation."""
@@ -276,7 +296,7 @@ class Reader:
             CorruptStoreError: If a shard's index points outside its file.
         """
         table, places = self.table, self.table.by_field[name]
-        geometry = Geometry.of(self.fields[name], self.residency.codings.get(name))
+        geometry = self._geometry(name)
         flat_slots, flat_rows = slots.reshape(-1), rows.reshape(-1)
         count = len(flat_slots)
         fd, inner = np.empty(count, np.int32), np.zeros(count, np.int32)
@@ -295,6 +315,13 @@ class Reader:
                 segment=segment,
             )
         return Pieces(geometry, slots.shape, fd, offset, length, inner, check, address)
+
+    def _geometry(self, name: str) -> Geometry:
+        coding = self.residency.codings.get(name)
+        known = self._geometries.get(name)
+        if known is None or known[0] is not coding:
+            known = self._geometries[name] = coding, Geometry.of(self.fields[name], coding)
+        return known[1]
 
 
 class FileCache:

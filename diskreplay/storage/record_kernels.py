@@ -13,21 +13,20 @@ KEY_BYTES = 8
 
 
 @njit(cache=True)
-def check_records(flat, lengths, owner, prefix, numbers, payload, sizes):
+def check_records(flat, lengths, owner, prefix, numbers, sizes):
     """Check records that follow each other, and take apart those whose keys are a prefix and a number.
 
     Args:
-        flat: u8: key, value, key, value, ...
+        flat: u8: key, value, key, value, ...; those records without their checksums then lie at its beginning.
         lengths: (2 records,) of each of them.
         owner: u8: what the checksums cover before keys.
         prefix: u8.
         numbers: (records,) i64, filled: the number, u64 BE, behind the prefix.
-        payload: u8, filled: those records without their checksums, one after the other.
-        sizes: (records,) i64, filled: their lengths.
+        sizes: (records,) i64, filled: the length of each without its checksum.
 
     Returns:
         The sum of all checksums, -1 if a record is damaged or a key is not as long as it should be; how many were taken
-        apart; the bytes of `payload` they take.
+        apart; how many bytes they take.
     """
     base = np.uint64(flat.ctypes.data)
     start = native.crc32c_extend(np.uint32(0), np.uint64(owner.ctypes.data), np.uint64(len(owner)))
@@ -48,7 +47,8 @@ def check_records(flat, lengths, owner, prefix, numbers, payload, sizes):
             for j in range(KEY_BYTES):
                 number = (number << np.uint64(8)) | np.uint64(flat[at + len(prefix) + j])
             numbers[taken], sizes[taken] = np.int64(number), body
-            payload[filled : filled + body] = flat[at + key : at + key + body]
+            for j in range(body):  # to the left, or nowhere
+                flat[filled + j] = flat[at + key + j]
             taken += 1
             filled += body
         at += key + value

@@ -142,11 +142,11 @@ class Residency:
         for some in slots:
             count = planning_kernels.stamp_slots(some, table.used, self._tick, found, count)
         wanted = found[:count]
-        closed = np.zeros(len(wanted), np.bool_)
-        for name in names:
-            places = table.by_field[name]
-            closed |= (places.fd[wanted] < 0) & (places.base[wanted] == 0)
-        if closed.any():
+        fields = [table.by_field[name] for name in names]
+        if any(planning_kernels.lacks_files(wanted, places.fd, places.base) for places in fields):
+            closed = np.zeros(len(wanted), np.bool_)
+            for places in fields:
+                closed |= (places.fd[wanted] < 0) & (places.base[wanted] == 0)
             self._make_room(int(closed.sum()) * len(names))
             try:
                 with self.index.read() as txn:

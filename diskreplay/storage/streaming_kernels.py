@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from diskreplay.addresses import ask_for_line
 from diskreplay.storage import native
 
 LINE = 64
@@ -48,25 +49,11 @@ def _stream_lines(_context: Any, _target: Any, _source: Any, _lines: Any) -> Any
     return types.void(types.uintp, types.uintp, types.uintp), codegen
 
 
-@intrinsic
-def _ask_for(_context: Any, _address: Any) -> Any:
-    """Ask for the cache line at an address without waiting for it."""
-
-    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-        shape = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], shape)
-        builder.call(prefetch, [builder.inttoptr(arguments[0], pointer), number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.uintp), codegen
-
-
 @njit(nogil=True, inline="always")
 def ask_for(address, size):
     """Ask for the first bytes of what will be read soon; once some lines were read the processor asks by itself."""
     for line in range(np.uint64(0), min(size, np.uint64(ASKED_BYTES)), np.uint64(LINE)):
-        _ask_for(address + line)
+        ask_for_line(address + line)
 
 
 @intrinsic

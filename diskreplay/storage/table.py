@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diskreplay.errors import StepEvictedError
-from diskreplay.storage import planning_kernels
 from diskreplay.storage.layout import CUT, INTERRUPTED
 from diskreplay.storage.lookup import SegmentLookup
 
@@ -309,22 +307,6 @@ class SegmentTable:
     def slots_of(self, step_ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return slot and row of each step id; slot -1 where its segment is not live."""
         return self._slot_of.split(step_ids, self.segment_steps)
-
-    def step_ids(self, slots: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the step ids of rows."""
-        return np.asarray(self.segment[slots] * self.segment_steps + rows, np.int64)
-
-    def require(self, step_ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Return slot and row of each step id.
-
-        Raises:
-            StepEvictedError: If one is not in the store; names it.
-        """
-        slots, rows = self.slots_of(step_ids)
-        bad = planning_kernels.first_unknown(slots, rows, self.available)
-        if bad >= 0:
-            raise StepEvictedError(f"step id {int(step_ids[bad])} is not in the store: evicted, or never written")
-        return slots, rows
 
     def _note(self, slot: int) -> None:
         """Note that something of a slot's segment changed."""

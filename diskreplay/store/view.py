@@ -178,11 +178,14 @@ class StoreView:
         """Return the step ids of the transitions of these ranks, counted in the order of step ids.
 
         Args:
-            ranks: (B,), each in [0, len(store)).
+            ranks: (B,) integers, each in [0, len(store)).
+
+        Raises:
+            ValueError: If one is not.
         """
         self.check_open()
         with self._engine.lock:
-            return self._engine.reader.step_ids_of(np.asarray(ranks, np.int64))
+            return self._engine.reader.step_ids_of(as_step_ids(ranks, "ranks"))
 
     def priorities(self, sampler: str = "prioritized") -> Iterator[NDArray[np.float32]]:
         """Yield the committed priorities of the transitions, a block a segment; nothing if there are none."""

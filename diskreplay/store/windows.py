@@ -45,13 +45,13 @@ def check_window(n_step: int, gamma: float, frame_stack: int, padding: str) -> N
         raise ValueError(f"padding must be 'first' or 'zeros', got {padding!r}")
 
 
-def as_step_ids(step_ids: ArrayLike) -> NDArray[np.int64]:
-    """Return step ids as an array, (B,).
+def as_step_ids(step_ids: ArrayLike, what: str = "step_ids") -> NDArray[np.int64]:
+    """Return step ids as an array of their own, (B,).
 
     Raises:
         ValueError: If they are not integers in one row.
     """
     ids = np.asarray(step_ids)
     if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
-        raise ValueError(f"step_ids must be a 1-d array of integers, got {ids.dtype} {ids.shape}")
+        raise ValueError(f"{what} must be a 1-d array of integers, got {ids.dtype} {ids.shape}")
     return ids.astype(np.int64)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diskreplay.priority import SumTree, importance_weights, leaf_value
+from diskreplay.priority import SumTree, batch_kernels, importance_weights, leaf_value, to_priorities
 
 PROBABILITIES = arrays(np.float64, st.integers(1, 50), elements=st.floats(1e-9, 1.0))
 PRIORITIES = arrays(np.float32, st.integers(0, 50), elements=st.floats(0, 2.0**100, width=32, allow_subnormal=False))
 
 
+@settings(deadline=None)  # the first example may have a kernel compiled
 @given(probabilities=PROBABILITIES, size=st.integers(1, 10**9), beta=st.floats(0, 1))
 def test_weights_follow_the_formula(probabilities, size, beta):
     """w_i = (N P(i))^-beta / max_j w_j, in float32."""
@@ -64,6 +65,7 @@ def test_weights_refuse(probabilities, size, beta, message):
         importance_weights(np.array(probabilities), size=size, beta=beta)
 
 
+@settings(deadline=None)  # the first example may have a kernel compiled
 @given(priorities=PRIORITIES, alpha=st.floats(0, 1))
 def test_leaf_value_is_the_power(priorities, alpha):
     """p^alpha as a float32, above 0 for p > 0, and 0 for p = 0, also when alpha is 0; any tree takes it."""
@@ -90,3 +92,36 @@ def test_leaf_value_refuses_alpha(alpha):
     """A negative exponent would draw the least surprising most often."""
     with pytest.raises(ValueError, match="alpha must be finite and >= 0"):
         leaf_value(np.ones(2, np.float32), alpha)
+
+
+NUMBERS = arrays(np.float64, st.integers(0, 40), elements=st.floats(-(2.0**140), 2.0**140) | st.just(np.nan))
+
+
+@settings(deadline=None)
+@given(numbers=NUMBERS, eps=st.none() | st.floats(0, 1))
+def test_priorities_are_what_numpy_makes_of_the_numbers(numbers, eps):
+    """Rounded to float32 once, -0 never; the first that is negative, NaN or too large for float32 is named."""
+    with np.errstate(over="ignore"):
+        expected = (numbers if eps is None else np.abs(numbers) + eps).astype(np.float32)
+    bad = np.flatnonzero(~((expected >= 0) & (expected < np.inf)))
+    priorities, at = to_priorities(numbers, eps)
+    assert at == (bad[0] if len(bad) else -1)
+    if at < 0:
+        assert priorities.tobytes() == (expected + np.float32(0)).tobytes()
+
+
+@settings(deadline=None)
+@given(places=arrays(np.int64, st.integers(1, 200), elements=st.integers(0, 63)), data=st.data())
+def test_of_a_place_given_twice_the_last_value_stays(places, data):
+    values = data.draw(arrays(np.float32, len(places), elements=st.floats(0, 8, width=32)))
+    held, expected = np.full(64, 9, np.float32), dict.fromkeys(range(64), np.float32(9))
+    assert batch_kernels.put_all(held, places, values) == values.max()
+    expected |= dict(zip(places.tolist(), values, strict=True))
+    assert held.tolist() == [expected[place] for place in range(64)]
+
+
+def test_arrays_that_may_not_be_written_to_are_taken_as_others():
+    probabilities = np.array([0.25, 0.5])
+    probabilities.flags.writeable = False
+    assert importance_weights(probabilities, size=4, beta=1.0).tolist() == [1.0, 0.5]
+    assert importance_weights(np.array([0.25, 0.5, 0.75])[::2], size=4, beta=1.0).tolist() == pytest.approx([1, 1 / 3])

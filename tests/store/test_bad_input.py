@@ -242,6 +242,13 @@ def test_reads_that_make_no_sense(make_store):
     with pytest.raises(ValueError, match="1-d"):
         store.read([[0]])
     assert store.read([]).observation.shape == (0, 3)
+    for bad in (-1, 5):
+        with pytest.raises(ValueError, match=f"5 transitions, none of rank {bad}"):
+            store.step_ids_of([0, bad])
+    with pytest.raises(ValueError, match="ranks must be a 1-d"):
+        store.step_ids_of(0)
+    assert store.step_ids_of([4, 0, 4]).tolist() == [4, 0, 4]
+    assert store.step_ids_of([]).tolist() == []
 
 
 def test_options_out_of_range(tmp_path, spec):
