@@ -36,7 +36,7 @@ def n_step_return(
     >>> r.tolist(), d.tolist()
     ([1.5], [0.25])
     """
-    powers = _powers(gamma, rewards.shape[1])
+    powers = _powers(float(gamma), rewards.shape[1])
     returns, discounts = np.empty(len(rewards), np.float32), np.empty(len(rewards), np.float32)
     _fold(rewards, lengths, terminated, powers, returns, discounts)
     return returns, discounts

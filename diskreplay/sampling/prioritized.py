@@ -112,7 +112,8 @@ class PrioritizedSampler(Sampler):
             )
         values, bad = to_priorities(given, eps)
         if bad >= 0:
-            raise ValueError(f"priorities must be finite and not negative: step id {int(ids[bad])} got {given[bad]}")
+            what = "priorities must be finite and not negative" if eps is None else "errors must be finite as a float32"
+            raise ValueError(f"{what}: step id {int(ids[bad])} got {given[bad]}")
         self.store.check_open()
         with self.store.lock:
             self.store.access.require_joined(self.name, self)

@@ -115,7 +115,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def _draw(self, batch_size: int) -> Draw:
-        """Draw from the live steps; called with the store's lock held."""
+        """Draw from the live steps, a Draw of its own each time; called with the store's lock held."""
 
     def draw(self, batch_size: int) -> Draw:
         """Draw a batch, with replacement: it may be larger than the store.

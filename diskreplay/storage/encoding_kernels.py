@@ -13,7 +13,7 @@ from diskreplay.storage import native
 from diskreplay.storage.kernels import CODEC_ZSTD
 
 CHECK = np.uint64(4)  # bytes of a crc32c
-OVERHEAD = 4096  # zstd may add that, beside a share; blosc 16
+OVERHEAD, BLOSC_OVERHEAD = 4096, 16  # zstd may add the former, beside a share
 
 
 @njit(nogil=True, cache=True)
@@ -55,7 +55,8 @@ def encode(rows, codec, level, item_bytes, compressor, context, out, lengths, ch
     """
     size = np.uint64(rows.shape[1])
     source, target = np.uint64(rows.ctypes.data), np.uint64(out.ctypes.data)
-    room = np.uint64(len(out) // len(rows)) - CHECK
+    # Blosc is given what it asks for: with more it packs what nothing compresses in another way than zarr has it do.
+    room = size + (size // np.uint64(128) + np.uint64(OVERHEAD) if codec == CODEC_ZSTD else np.uint64(BLOSC_OVERHEAD))
     for i in range(len(rows)):
         if codec == CODEC_ZSTD:
             got = np.int64(native.zstd_compress(np.uint64(context), target, room, source, size, np.int32(level)))

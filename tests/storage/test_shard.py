@@ -7,11 +7,12 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numcodecs import Blosc, Zstd
 
 from diskreplay import CorruptStoreError
 from diskreplay.storage import native
 from diskreplay.storage.durable import Disk
-from diskreplay.storage.fields import Coding, Field
+from diskreplay.storage.fields import LEVELS, Coding, Field
 from diskreplay.storage.segments import SegmentWriter
 from diskreplay.storage.shard import encode_shard, is_regular, parse_shard_index, shard_index_bytes, shard_name
 
@@ -70,3 +71,15 @@ def test_a_damaged_index_is_noticed(tmp_path):
         spoilt[at] ^= 1
         with pytest.raises(CorruptStoreError, match="index is damaged"):
             parse_shard_index(bytes(spoilt), 2, tmp_path)
+
+
+@pytest.mark.parametrize("size", [200, 8192, 1 << 18])
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_what_nothing_compresses_is_what_numcodecs_makes_of_it(codec, size):
+    """Given more room than it asks for, blosc packs such chunks in another way."""
+    rows = np.random.default_rng(0).integers(256, size=(1, size)).astype(np.uint8)
+    field = Field("observation", (size,), "uint8", "observation", hot=True)
+    ours, _ = encode_shard(field, Coding(codec, 1), rows, 1)
+    coder = Zstd(level=LEVELS[codec]) if codec == "zstd" else Blosc(cname=codec, clevel=LEVELS[codec], shuffle=0)
+    expected = bytes(coder.encode(rows.tobytes()))
+    assert bytes(ours[: len(expected)]) == expected
