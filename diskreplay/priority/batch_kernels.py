@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from diskreplay.addresses import ask_for_item
-from diskreplay.priority.node_kernels import F32, F64, I64, LEAST, held_of
+from diskreplay.priority.node_kernels import F32, F64, I64, LEAST
 
 OK = -1
 GROUP = 64  # stores that wait for their cache lines side by side
@@ -51,7 +51,7 @@ def first_unsound(numbers: F64) -> int:
 def settle(priorities: F64, powers: F64) -> None:
     """Make powers (n,) what leaves hold of them: 0 where the priority is 0, above 0 where it is not."""
     for i in range(powers.size):
-        powers[i] = held_of(max(powers[i], LEAST) if priorities[i] > 0.0 else 0.0)
+        powers[i] = np.float32(max(powers[i], LEAST)) if priorities[i] > 0.0 else 0.0
 
 
 @njit(cache=True)

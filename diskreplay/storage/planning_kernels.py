@@ -127,13 +127,10 @@ def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, foll
         PLANNED; or LACKING if ends that are needed are not in memory; or the first position whose row is not a step
         that can be sampled, times two, and one more if there is no such row at all.
     """
-    lacking = False
     for i in range(len(slots)):
-        slot = slots[i]
-        if slot < 0 or rows[i] >= available[slot]:
+        if slots[i] < 0 or rows[i] >= available[slots[i]]:
             return 2 * i + 1
-        lacking |= n_ends[slot] > 0 and ends_address[slot] == 0
-    if lacking:
+    if lacks_ends(slots, n_ends, ends_address):
         return LACKING
     for i in range(len(slots)):
         slot, row = slots[i], rows[i]
@@ -255,7 +252,6 @@ def steps_of_ranks(ranks, until, live, segments, steps, n_ends, ends_address, sl
         PLANNED; or LACKING if ends that are needed are not in memory: then slots are filled in all the same; or the
         first position whose rank there is not.
     """
-    lacking = False
     for i in range(len(ranks)):
         if len(until) == 0 or not 0 <= ranks[i] < until[-1]:
             return i
@@ -268,8 +264,7 @@ def steps_of_ranks(ranks, until, live, segments, steps, n_ends, ends_address, sl
                 low = middle + 1
         slots[i] = live[low]
         step_ids[i] = ranks[i] - (until[low - 1] if low > 0 else 0)
-        lacking |= n_ends[slots[i]] > 0 and ends_address[slots[i]] == 0
-    if lacking:
+    if lacks_ends(slots, n_ends, ends_address):
         return LACKING
     for i in range(len(ranks)):
         nth = step_ids[i]

@@ -231,16 +231,15 @@ class Reader:
             np.empty((size, n_step), np.int32), np.empty((size, n_step), np.int32),
             np.empty(size, np.int64), np.empty(size, np.uint8),
         )  # fmt: skip
-        for _ in range(2):
-            bad = planning_kernels.plan_windows(
+        bad = self._with_ends(
+            slots,
+            lambda: planning_kernels.plan_windows(
                 slots, rows, n_step, k, shared, pad_zeros, table.available, table.previous,
                 table.following, table.first_end, table.last_end, table.first_flags, table.n_ends,
                 table.ends_address, table.flags_address, found.window_slot, found.window_row,
                 found.reward_slot, found.reward_row, found.lengths, found.outcome,
-            )  # fmt: skip
-            if bad != planning_kernels.LACKING:
-                break
-            self.residency.need_ends(slots)
+            ),
+        )  # fmt: skip
         if bad != planning_kernels.PLANNED:
             where, unknown = divmod(bad, 2)
             raise StepEvictedError(
@@ -263,17 +262,25 @@ class Reader:
         table = self.table
         until, live = table.transitions_until(), table.live()
         slots, step_ids = np.empty(len(ranks), np.int32), np.empty(len(ranks), np.int64)
-        for _ in range(2):
-            outcome = planning_kernels.steps_of_ranks(
+        bad = self._with_ends(
+            slots,
+            lambda: planning_kernels.steps_of_ranks(
                 ranks, until, live, table.segment, table.segment_steps, table.n_ends, table.ends_address,
                 slots, step_ids,
-            )  # fmt: skip
-            if outcome != planning_kernels.LACKING:
-                break
-            self.residency.need_ends(slots)
-        if outcome != planning_kernels.PLANNED:
-            raise ValueError(f"there are {table.transitions} transitions, none of rank {int(ranks[outcome])}")
+            ),
+        )  # fmt: skip
+        if bad != planning_kernels.PLANNED:
+            raise ValueError(f"there are {table.transitions} transitions, none of rank {int(ranks[bad])}")
         return step_ids
+
+    def _with_ends(self, slots: NDArray[np.int32], look: Callable[[], int]) -> int:
+        """Call a planning kernel; once more, if it lacks episode ends of the slots, with these in memory."""
+        outcome = look()
+        if outcome == planning_kernels.LACKING:
+            self.residency.need_ends(slots)
+            outcome = look()
+            assert outcome != planning_kernels.LACKING  # noqa: S101  by need_ends
+        return outcome
 
     def final_rows(self, segment: int) -> NDArray[np.int32]:
         """Return the rows of a live segment that hold an episode's last observation."""
