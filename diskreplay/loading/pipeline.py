@@ -210,6 +210,7 @@ class Pipeline:
             if self._pid == os.getpid():  # else the threads are the parent's
                 if self._readers is not None:
                     self._readers.stop()
+                    self._readers = None  # it holds this: a cycle would keep buffers and sampler until it is collected
                 sampler.serve()
                 sampler.recall([coming.request.made for coming in self._waiting if coming.request.made is not None])
                 for coming in self._waiting:  # else only the garbage collector would close their files, some day

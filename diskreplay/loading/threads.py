@@ -55,7 +55,10 @@ class Coming:
         self._finished.acquire()
         outcome, self._outcome = self._outcome, None
         if isinstance(outcome, Exception):
-            raise outcome
+            try:
+                raise outcome
+            finally:
+                del outcome  # it holds this frame: a cycle with all that its traceback sees
         assert outcome is not None  # noqa: S101  finished
         return outcome
 

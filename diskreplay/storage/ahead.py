@@ -26,13 +26,15 @@ BLOCK_BYTES = 2 << 20  # of rows: several milliseconds of work, for a thread tha
 class Ahead:
     """Encode the rows of one tail, whole chunks at a time, in a thread that is begun for each block of them.
 
+    It holds the tail's arrays, not the tail: a cycle would keep both, a segment's rows, until the next collection.
+
     Args:
         tail: Whose rows they are.
         fields, codings: Those that are compressed and large are encoded ahead.
     """
 
     def __init__(self, tail: Tail, fields: Sequence[Field], codings: Mapping[str, Coding]) -> None:
-        self._tail = tail
+        self._arrays, self._segment_steps = tail.arrays, tail.segment_steps
         self._codings = {
             field.name: codings[field.name]
             for field in fields
@@ -45,23 +47,21 @@ class Ahead:
         self._due = self._block if self._codings and native.AVAILABLE else tail.segment_steps
         self._thread: threading.Thread | None = None
 
-    @property
-    def due(self) -> bool:
-        """Return whether the rows of the next block are there."""
-        return self._tail.rows >= self._due and not self._tail.full
+    def due(self, rows: int) -> bool:
+        """Return whether, of so many complete rows, those of the next block are there and the segment is not full."""
+        return self._due <= rows < self._segment_steps
 
-    def begin(self) -> threading.Thread | None:
-        """Begin the next block, unless one is under way; return its thread."""
-        tail = self._tail
+    def begin(self, rows: int) -> threading.Thread | None:
+        """Begin the next block of so many complete rows, unless one is under way; return its thread."""
         if self._thread is not None and self._thread.is_alive():
             return self._thread
-        first, last = sum(part[1] - part[0] for part in self._sound()), tail.rows // self._chunk * self._chunk
+        first, last = sum(part[1] - part[0] for part in self._sound()), rows // self._chunk * self._chunk
         self._due = last + self._block
         self._thread = threading.Thread(target=self._encode, args=(first, last), name="diskreplay-ahead")
         try:
             self._thread.start()
         except RuntimeError:  # no more threads; then it is done when the segment is full
-            self._thread, self._due = None, tail.segment_steps
+            self._thread, self._due = None, self._segment_steps
         return self._thread
 
     def parts(self, name: str) -> list[Encoded]:
@@ -87,10 +87,11 @@ class Ahead:
         return found
 
     def _encode(self, first: int, last: int) -> None:
-        arrays = self._tail.arrays
         try:
-            parts = {name: encode_chunks(arrays[name][first:last], coding) for name, coding in self._codings.items()}
+            parts = {
+                name: encode_chunks(self._arrays[name][first:last], coding) for name, coding in self._codings.items()
+            }
         except MemoryError:
-            self._due = self._tail.segment_steps
+            self._due = self._segment_steps
         else:
             self._blocks.append((first, last, parts))

@@ -215,8 +215,10 @@ class Engine:
         tail = stream.tails[-1]
         if tail.ahead is None and self.codings:
             tail.ahead = Ahead(tail, self.fields, self.codings)
-        if tail.ahead is not None and tail.ahead.due and (self._encoder is None or not self._encoder.is_alive()):
-            self._encoder = tail.ahead.begin()
+        if tail.ahead is None or tail.closed or not tail.ahead.due(tail.rows):
+            return
+        if self._encoder is None or not self._encoder.is_alive():
+            self._encoder = tail.ahead.begin(tail.rows)
 
     def end_episode(self, stream: Stream, flags: int) -> None:
         """Make the stream's pending row the last of its episode; an episode without steps leaves no row."""
