@@ -11,14 +11,13 @@ import numpy as np
 
 from diskreplay.priority import kernels
 from diskreplay.priority.node_kernels import FAN, MOST, describe
-from diskreplay.priority.pages import allow_huge_pages
+from diskreplay.priority.pages import allow_huge_pages, zeros
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 BATCH = 4096  # up to so many leaves at a time a kernel keeps the GIL
 _F64, _I64 = np.dtype(np.float64), np.dtype(np.int64)
-GROUP_BYTES = 8 * FAN  # siblings start on such an address: two cache lines, never three; leaves on half of it
 
 
 class SumTree:
@@ -323,7 +322,7 @@ class SumTree:
         self._loaded = np.ones(capacity, np.bool_)
         self._loaded[: self._blocks] = loaded
         self._top_offsets = _offsets(capacity, until=1)
-        self._tops = _zeros(int(self._top_offsets[-1]), np.dtype(np.float64))
+        self._tops = zeros(int(self._top_offsets[-1]), np.dtype(np.float64), huge=True)
         self._tops[: self._blocks] = totals
 
     @property
@@ -333,9 +332,7 @@ class SumTree:
         return across, int(self._node_offsets[-1]) - across
 
     def _moved(self, old: NDArray[Any], stride: int, capacity: int, blocks: list[int]) -> NDArray[Any]:
-        room = _zeros(capacity * stride, old.dtype)
-        if not self._dense:
-            allow_huge_pages(room, allowed=False)
+        room = zeros(capacity * stride, old.dtype, huge=self._dense)
         for block in blocks:
             part = slice(block * stride, (block + 1) * stride)
             room[part] = old[part]
@@ -382,12 +379,6 @@ def _offsets(size: int, *, until: int) -> NDArray[np.int64]:
         size = -(-size // FAN)
         offsets.append(offsets[-1] + -(-size // FAN) * FAN)
     return np.array(offsets, np.int64)
-
-
-def _zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    room = np.zeros(size + GROUP_BYTES // dtype.itemsize, dtype)  # the system commits its pages when they are written
-    skip = -room.ctypes.data % GROUP_BYTES // dtype.itemsize
-    return room[skip : skip + size]
 
 
 def _floats(values: ArrayLike) -> NDArray[np.float64]:

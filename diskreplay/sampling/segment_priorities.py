@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, StepEvictedError
-from diskreplay.priority import SumTree, allow_huge_pages, batch_kernels, leaf_value
+from diskreplay.priority import SumTree, allow_huge_pages, batch_kernels, leaf_value, zeros
 from diskreplay.sampling.changes import Changes
 from diskreplay.sampling.sampler import REFRESHES
 from diskreplay.storage import layout, planning_kernels
@@ -393,9 +393,7 @@ class SegmentPriorities:
         self._changes.reserve(places * self.blocks)
         self._moved = np.concatenate([self._moved, np.zeros(places - have, np.bool_)])
         if len(self._priority) < places * self.span:
-            room = np.zeros(max(places, 2 * have) * self.span, np.float32)
-            if not self.tree.dense:
-                allow_huge_pages(room, allowed=False)
+            room = zeros(max(places, 2 * have) * self.span, np.dtype(np.float32), huge=self.tree.dense)
             blocks = np.arange(have * self.blocks)
             for block in blocks[self.tree.is_loaded(blocks)].tolist():  # pages never written take no memory
                 if self._rows[block // self.blocks] > block % self.blocks * self.size:
