@@ -266,6 +266,26 @@ def recompute_tops(tree: Tree) -> None:
 
 
 @njit(nogil=True, cache=True)
+def put_totals(tree: Tree, totals: F64, first: I64, counts: I64) -> int:
+    """Set the roots of runs of blocks, first (n,) and counts (n,), to totals (k,).
+
+    Those blocks are not loaded from now on. Returns the first bad position or OK.
+    """
+    for i in range(totals.size):
+        if not 0.0 <= totals[i] < np.inf:
+            return i
+    _, _, _, tops, _, loaded, _, _ = unpack(tree)
+    at = 0
+    for run in range(first.size):
+        for block in range(first[run], first[run] + counts[run]):
+            tops[block] = totals[at] + 0.0
+            loaded[block] = False
+            at += 1
+    recompute_tops(tree)
+    return OK
+
+
+@njit(nogil=True, cache=True)
 def first_invalid(tree: Tree) -> tuple[int, int, int]:
     """Return (block, level, place) of the first parent that is not its children's sum.
 

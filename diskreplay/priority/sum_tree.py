@@ -186,27 +186,28 @@ class SumTree:
         kernels.set_root(self._tree, block, float(total) + 0.0)
         self._loaded[block] = False
 
-    def set_block_totals(self, totals: ArrayLike, blocks: ArrayLike | None = None) -> None:
-        """Do as `set_block_total` for these blocks, or the first, totals (k,), at once: how a tree is opened.
+    def set_block_totals(self, totals: ArrayLike, first: ArrayLike = (0,), counts: ArrayLike = ()) -> None:
+        """Do as `set_block_total` for runs of blocks at once: how a tree is opened.
+
+        Args:
+            totals: (k,), run after run.
+            first: (n,) first block of each run.
+            counts: (n,) blocks of each; none: one run takes all.
 
         Raises:
-            ValueError: If there are more totals than blocks, a block is out of range, or a total is negative or
-                not finite; nothing was written.
+            ValueError: If the runs do not have k blocks, one is out of range, or a total is negative or not finite;
+                nothing was written.
         """
-        new = _floats(totals)
-        if new.size > self._blocks:
-            raise ValueError(f"There are {self._blocks} blocks, and {new.size} totals.")
-        where = np.arange(new.size) if blocks is None else _integers(blocks)
-        if where.shape != new.shape:
-            raise ValueError(f"Expected totals (k,) and blocks (k,), not {new.shape}, {where.shape}.")
-        if where.size and not 0 <= where.min() <= where.max() < self._blocks:
+        new, start, length = _floats(totals), _integers(first), _integers(counts)
+        if not length.size:
+            length = np.array([new.size])
+        if start.shape != length.shape or length.min() < 0 or length.sum() != new.size:
+            raise ValueError(f"Runs of {int(length.sum())} blocks in all do not fit totals {new.shape}.")
+        if start.min() < 0 or (start + length).max() > self._blocks:
             raise ValueError(f"A block is out of range: there are {self._blocks} blocks.")
-        bad = np.flatnonzero(~((new >= 0.0) & (new < np.inf)))
-        if bad.size:
-            raise _bad_value(new, int(bad[0]))
-        self._tops[where] = new + 0.0
-        self._loaded[where] = False
-        kernels.recompute_tops(self._tree)
+        bad = kernels.put_totals(self._tree, new, start, length)
+        if bad != kernels.OK:
+            raise _bad_value(new, bad)
 
     def get(self, leaves: ArrayLike) -> NDArray[np.float64]:
         """Return the values (n,) of leaves (n,).

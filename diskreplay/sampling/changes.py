@@ -14,7 +14,7 @@ Nothing here takes effect until `committed`: a commit that fails is planned anew
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -66,14 +66,14 @@ class Changes:
     Attributes:
         folded: (blocks,) number of the journal's record from which on entries count for each block; 0 where this
             process has not written it.
-        newest: (blocks,) number that no entry for the block exceeds; below `folded`: there is none that counts.
+        until: (blocks,) number that all entries for the block are below; up to `folded`: there is none that counts.
         whole: (blocks,) bool: of which so much changed that they are to be written whole.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.folded = np.zeros(0, np.int64)
-        self.newest = np.zeros(0, np.int64)
+        self.until = np.zeros(0, np.int64)
         self.whole = np.zeros(0, np.bool_)
         self.next = 0
         self._entries: dict[int, int] | None = None
@@ -92,14 +92,11 @@ class Changes:
 
     def reserve(self, blocks: int) -> None:
         """Have room for so many blocks."""
-        room = blocks - len(self.folded)
-        self.folded = np.concatenate([self.folded, np.zeros(room, np.int64)])
-        self.newest = np.concatenate([self.newest, np.full(room, -1, np.int64)])
-        self.whole = np.concatenate([self.whole, np.zeros(room, np.bool_)])
+        self.folded, self.until, self.whole = (_grown(old, blocks) for old in (self.folded, self.until, self.whole))
 
     def clear(self, blocks: slice) -> None:
         """Forget blocks: another segment may get them."""
-        self.folded[blocks], self.newest[blocks], self.whole[blocks] = 0, -1, False
+        self.folded[blocks], self.until[blocks], self.whole[blocks] = 0, 0, False
 
     def touch(self, leaves: NDArray[np.int64]) -> None:
         """Note that leaves changed; the array is kept."""
@@ -121,7 +118,7 @@ class Changes:
         self._entries = dict(updates)
         self.next = max([next_number, *(number + 1 for number in self._entries)])
         if updates:
-            self.newest[self.folded < self.next] = self.next - 1  # not known better, and not read to find out
+            self.until[self.folded < self.next] = self.next  # not known better, and not read to find out
 
     def plan(self, rows: NDArray[np.int64], step_ids: NDArray[np.int64], priorities: NDArray[np.float32]) -> Plan:
         """Plan a commit. Cost: O(changes), and a look at the flags of all blocks.
@@ -160,7 +157,7 @@ class Changes:
         self.whole[:] = False
         self._leaves, self._count, self._plan = [], 0, None
         self.next = plan.folded
-        self.newest[plan.leaves // self.size] = plan.folded - 1
+        self.until[plan.leaves // self.size] = plan.folded
         self.folded[plan.whole] = plan.folded
         entries = {number: n for number, n in entries.items() if plan.kept <= number < plan.first}
         entries |= {update.number: len(update.values) for update in plan.updates}
@@ -178,11 +175,11 @@ class Changes:
         if not len(plan.sweep):
             if self.in_journal + coming <= half or not self._entries:
                 return
-            plan.sweep, plan.sweep_from, plan.swept = np.flatnonzero(self.newest >= self.folded), self.next, 0
+            plan.sweep, plan.sweep_from, plan.swept = np.flatnonzero(self.until > self.folded), self.next, 0
         portion = -(-len(plan.sweep) * max(coming, 1) // half)
         now = plan.sweep[plan.swept : plan.swept + portion]
         plan.swept += len(now)
-        plan.whole[now[(rows[now] > 0) & (self.newest[now] >= self.folded[now])]] = True
+        plan.whole[now[(rows[now] > 0) & (self.until[now] > self.folded[now])]] = True
         if plan.swept >= len(plan.sweep):
             plan.kept, plan.sweep, plan.swept = plan.sweep_from, np.zeros(0, np.int64), 0
 
@@ -201,6 +198,13 @@ class Changes:
         plan.leaves, plan.ids = leaves[order], ids[order]
         plan.updates = split_updates(self.next, plan.ids, priorities[plan.leaves], RECORD)
         plan.folded = self.next + len(plan.updates)
+
+
+def _grown(old: NDArray[Any], size: int) -> NDArray[Any]:
+    """Return the array with zeros behind it, pages that the system commits when they are written."""
+    new = np.zeros(size, old.dtype)
+    new[: len(old)] = old
+    return new
 
 
 def _distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -297,12 +297,12 @@ class SegmentPriorities:
         if not (isinstance(self._next_update, int) and 0 <= self._next_update < 1 << 62):
             raise CorruptStoreError(f"{self.access.path}: sampler {self.name!r}: impossible state of its journal")
         moved, segments, places, counts = False, saved.segments[live], saved.places[live], saved.blocks[live]
-        totals = saved.totals[np.repeat(live, saved.blocks)]
+        totals = saved.totals if live.all() else saved.totals[np.repeat(live, saved.blocks)]
         if not len(segments):
             return
         if places.min() < 0 or (np.diff(np.sort(places)) == 0).any():
             raise CorruptStoreError(f"{self.access.path}: sampler {self.name!r}: impossible places in the sum tree")
-        if not ((totals >= 0) & (totals < np.inf)).all():
+        if not 0 <= totals.min() <= totals.max() < np.inf:
             raise CorruptStoreError(f"{self.access.path}: sampler {self.name!r}: impossible sums of priorities")
         if places.max() >= max(SPARSE_PLACES, SPARSE * len(places)):  # most of a large store was evicted
             places, moved = np.arange(len(places)), True
@@ -312,12 +312,11 @@ class SegmentPriorities:
         self._moved[places] = moved
         self.segment[places], self._rows[places] = segments, saved.rows[live]
         self._place_of.add_many(segments, places)
-        within = np.arange(len(totals)) - np.repeat(np.cumsum(counts) - counts, counts)
-        blocks = np.repeat(places * self.blocks, counts) + within
-        self.tree.set_block_totals(totals, blocks)
+        self.tree.set_block_totals(totals, places * self.blocks, counts)
         self._newest = int(segments.max())
         self._free = np.flatnonzero(self.segment < 0).tolist()
         if saved.state.get("alpha") != self.alpha:
+            blocks = np.repeat(places * self.blocks - (np.cumsum(counts) - counts), counts) + np.arange(len(totals))
             self.load(blocks, trusted=False)
             self._changes.whole[blocks] = True
 

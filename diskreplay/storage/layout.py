@@ -71,7 +71,7 @@ import numpy as np
 from diskreplay.errors import CorruptStoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -231,6 +231,12 @@ def seal_record(database: str, key: bytes, payload: bytes) -> bytes:
     return seal_value(payload, record_owner(database, key))
 
 
+def record_checks(database: str) -> Callable[[bytes, bytes], int]:
+    """Return a function of key and payload: the checksum that a value of this table must have; for many of them."""
+    extend, start = google_crc32c.extend, google_crc32c.value(record_owner(database, b""))
+    return lambda key, payload: int(extend(extend(start, key), payload))
+
+
 def record_checksum(value: bytes | memoryview | None) -> int:
     """Return the crc32c that an LMDB value says it has; 0 of none."""
     return 0 if value is None else int.from_bytes(value[-4:], "little")
@@ -261,7 +267,7 @@ def parse_priorities(payload: bytes, what: str) -> tuple[int, NDArray[np.float32
     return min(struct.unpack("<Q", payload[:8])[0], 1 << 62), records(payload[8:], np.dtype("<f4"), what)
 
 
-def records(payload: bytes | memoryview, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
+def records(payload: bytes | bytearray | memoryview, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
     """Return a record without its checksum as a numpy array.
 
     Raises:

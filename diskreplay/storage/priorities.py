@@ -57,17 +57,18 @@ def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
         return SamplerCheckpoint(state, segments, blocks, blocks, blocks, np.zeros(0))
     last = np.cumsum(blocks) - 1
     first = last - blocks + 1
-    full = np.full(len(sums), layout.PRIORITY_BLOCK, np.int64)
-    full[last] = sums["rows"][last]
-    places = sums["place"][first].astype(np.int64)
+    size, held, places = layout.PRIORITY_BLOCK, sums["rows"][last], sums["place"][first]
     if not (
-        np.array_equal(sums["rows"], full)
-        and ((full > 0) & (full <= layout.PRIORITY_BLOCK)).all()
-        and np.array_equal(sums["place"], np.repeat(places, blocks))
+        np.count_nonzero(sums["rows"] != size) == np.count_nonzero(held != size)  # all but the last are full
+        and ((held > 0) & (held <= size)).all()
+        and np.array_equal(np.minimum.reduceat(sums["place"], first), places)
+        and np.array_equal(np.maximum.reduceat(sums["place"], first), places)
     ):
         raise CorruptStoreError(f"index: sampler {name!r} has impossible sums of priorities")
-    rows = np.add.reduceat(full, first)
-    return SamplerCheckpoint(state, segments, places, rows, blocks, sums["total"])
+    rows = (blocks - 1) * size + held
+    return SamplerCheckpoint(
+        state, segments, places.astype(np.int64), rows, blocks, np.ascontiguousarray(sums["total"])
+    )
 
 
 def load_priorities(

@@ -75,7 +75,7 @@ class Reading:
 
     def by_segment(
         self, database: str, prefix: bytes = b""
-    ) -> tuple[NDArray[np.int64], bytes | memoryview, NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.int64], bytearray | memoryview, NDArray[np.int64]]:
         """Return the records of a table whose keys are a prefix and a segment; all the others are checked, too.
 
         Returns:
@@ -90,17 +90,38 @@ class Reading:
     def _is_worth_compiled(self, database: str) -> bool:
         return native.AVAILABLE and self.count(database) >= MANY
 
-    def _by_segment(self, database: str, prefix: bytes) -> tuple[NDArray[np.int64], bytes, NDArray[np.int64]]:
-        mine = [(key, record) for key, record in self.items(database) if key.startswith(prefix)]
-        if any(len(key) != len(prefix) + 8 for key, _ in mine):
-            raise CorruptStoreError(f"index: table {database}: a key that begins with {prefix!r} is no segment's")
-        segments = np.frombuffer(b"".join([key[-8:] for key, _ in mine]), ">u8").astype(np.int64)
-        lengths = np.array([len(record) for _, record in mine], np.int64)
-        return segments, b"".join([record for _, record in mine]), lengths
+    def _by_segment(self, database: str, prefix: bytes) -> tuple[NDArray[np.int64], bytearray, NDArray[np.int64]]:
+        # One loop, not `items` and what it calls, which take twice as long: large stores are opened with it.
+        cursor, check, checksum = (
+            self.txn.cursor(db=self.databases[database]), self.transaction.check, layout.record_checks(database),
+        )  # fmt: skip
+        keys: list[bytes] = []
+        lengths: list[int] = []
+        records = bytearray()
+        before, seen, total, width = b"", 0, 0, len(prefix) + 8
+        for key, value in cursor if cursor.first() else ():
+            check(value)
+            name, held = bytes(key), bytes(value)
+            record, stored = held[:-4], int.from_bytes(held[-4:], "little")
+            if name <= before or checksum(name, record) != stored:
+                break
+            before, seen, total = name, seen + 1, total + stored
+            if name.startswith(prefix):
+                keys.append(name)
+                lengths.append(len(record))
+                records += record
+        else:
+            self._require(database, seen, total)
+            if all(len(name) == width for name in keys):
+                segments = np.frombuffer(b"".join([name[-8:] for name in keys]), ">u8").astype(np.int64)
+                return segments, records, np.array(lengths, np.int64)
+        for _ in self.items(database):  # says what is wrong
+            pass
+        raise CorruptStoreError(f"index: table {database}: a key that begins with {prefix!r} is no segment's")
 
     def _by_segment_compiled(
         self, database: str, prefix: bytes
-    ) -> tuple[NDArray[np.int64], bytes | memoryview, NDArray[np.int64]] | None:
+    ) -> tuple[NDArray[np.int64], memoryview, NDArray[np.int64]] | None:
         """Do as `_by_segment`, several times as fast; None if something is wrong, or a record is large."""
         cursor, before = self.txn.cursor(db=self.databases[database]), b""
         parts: list[bytes] = []

@@ -212,10 +212,13 @@ def test_wrong_arguments():
         (lambda: tree.set_block(-1, []), ValueError, "Block -1 is out of range"),
         (lambda: tree.clear_block(2), ValueError, "Block 2 is out of range"),
         (lambda: tree.set_block_total(2, 1.0), ValueError, "Block 2 is out of range"),
-        (lambda: tree.set_block_totals([1.0] * 3), ValueError, "2 blocks, and 3 totals"),
-        (lambda: tree.set_block_totals([1.0], [2]), ValueError, "block is out of range"),
-        (lambda: tree.set_block_totals([1.0], [-1]), ValueError, "block is out of range"),
-        (lambda: tree.set_block_totals([1.0], [0, 1]), ValueError, "totals (k,) and blocks (k,)"),
+        (lambda: tree.set_block_totals(np.ones(3)), ValueError, "there are 2 blocks"),
+        (lambda: tree.set_block_totals(np.ones(1), [2], [1]), ValueError, "block is out of range"),
+        (lambda: tree.set_block_totals(np.ones(1), [-1], [1]), ValueError, "block is out of range"),
+        (lambda: tree.set_block_totals(np.ones(2), [0, 1], [3, -1]), ValueError, "Runs of 2 blocks in all do not fit"),
+        (lambda: tree.set_block_totals(np.ones(1), [0, 1], [1]), ValueError, "Runs of 1 blocks in all do not fit"),
+        (lambda: tree.set_block_totals(np.ones(3), [0], [2]), ValueError, "do not fit totals (3,)"),
+        (lambda: tree.set_block_totals(np.ones((1, 1))), ValueError, "one axis"),
         (lambda: tree.find([0.5, -0.1]), ValueError, "Target -0.1 at position 1"),
         (lambda: tree.find([np.nan]), ValueError, "Target nan at position 0"),
         (lambda: tree.find_in_blocks([0], [0.1, 0.2]), ValueError, "blocks (n,) and residual"),
@@ -328,9 +331,10 @@ def test_totals_of_some_blocks(dense):
     tree = SumTree(16, 40)
     tree.update([5 * 16], [2.0])
     tree.dense = dense
-    tree.set_block_totals([3.0, 7.0], [30, 2])
+    tree.set_block_totals([3.0, 7.0, 1.5, -0.0], [30, 2, 31], [1, 2, 1])
     tree.grow(500)
-    assert tree.block_totals([2, 5, 30, 31]).tolist() == [7.0, 2.0, 3.0, 0.0]
-    assert tree.is_loaded([2, 5, 30, 31]).tolist() == [False, True, False, True]
-    assert (tree.total, tree.check_valid()) == (12.0, (True, ""))
-    assert tree.locate_blocks([6.9, 7.0, 9.5])[0].tolist() == [2, 5, 30]
+    assert tree.block_totals([2, 3, 5, 30, 31, 32]).tolist() == [7.0, 1.5, 2.0, 3.0, 0.0, 0.0]
+    assert tree.is_loaded([2, 3, 5, 30, 31, 32]).tolist() == [False, False, True, False, False, True]
+    assert not np.signbit(tree.block_totals()).any()
+    assert (tree.total, tree.check_valid()) == (13.5, (True, ""))
+    assert tree.locate_blocks([6.9, 7.0, 8.5, 11.0])[0].tolist() == [2, 3, 5, 30]
