@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diskreplay.storage.digest import Digest
     from diskreplay.storage.environment import Transaction
 
-MANY = 4096  # for fewer records compiled code is not worth loading: 0.3 s once, beside 2 us a record
+MANY = 4096  # for fewer records compiled code is not worth loading: 0.3 s once, beside a microsecond a record
 
 
 class Reading:
@@ -92,9 +92,8 @@ class Reading:
 
     def _by_segment(self, database: str, prefix: bytes) -> tuple[NDArray[np.int64], bytearray, NDArray[np.int64]]:
         # One loop, not `items` and what it calls, which take twice as long: large stores are opened with it.
-        cursor, check, checksum = (
-            self.txn.cursor(db=self.databases[database]), self.transaction.check, layout.record_checks(database),
-        )  # fmt: skip
+        cursor, check = self.txn.cursor(db=self.databases[database]), self.transaction.check
+        checksum = layout.record_checks(database)
         keys: list[bytes] = []
         lengths: list[int] = []
         records = bytearray()
@@ -122,7 +121,7 @@ class Reading:
     def _by_segment_compiled(
         self, database: str, prefix: bytes
     ) -> tuple[NDArray[np.int64], memoryview, NDArray[np.int64]] | None:
-        """Do as `_by_segment`, several times as fast; None if something is wrong, or a record is large."""
+        """Do as `_by_segment`, small records in 0.6 of the time; None if something is wrong or a record is large."""
         cursor, before = self.txn.cursor(db=self.databases[database]), b""
         parts: list[bytes] = []
         note = parts.append
