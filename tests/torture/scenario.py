@@ -129,6 +129,7 @@ class Stream:
     episode: Episode | None = None
     steps: int = 0
     episodes: int = 0
+    latest: Segment | None = None
 
 
 class Op(NamedTuple):
@@ -284,11 +285,11 @@ class Model:
         return before if before.key.episode == row.key.episode and before.segment in self.segments else row
 
     def _open(self, stream: Stream) -> Segment:
-        mine = [s for s in self.segments if s.stream == stream.number]
-        if not mine or mine[-1].full:
-            mine.append(Segment(stream.number))
-            self.segments.append(mine[-1])
-        return mine[-1]
+        # An unsealed segment is never evicted, so the latest one that is not full is live.
+        if stream.latest is None or stream.latest.full:
+            stream.latest = Segment(stream.number)
+            self.segments.append(stream.latest)
+        return stream.latest
 
     def _append(self, stream: Stream, key: Key) -> Row:
         segment = self._open(stream)
@@ -492,7 +493,7 @@ def acknowledged(ack: Path) -> int:
     return int(lines[-1]) if lines else 0
 
 
-def check(path: Path, seed: int, acked: int, *, go_on: int = 2) -> list[str]:
+def check(path: Path, seed: int, acked: int, go_on: int = 2) -> list[str]:
     """Return what is wrong with a store whose life was cut off, without helping it, and let it go on.
 
     Args:

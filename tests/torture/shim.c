@@ -4,7 +4,8 @@
  *
  *   SHIM_ROOT      folder; only calls on paths below it count
  *   SHIM_ACK       file outside the root; what is written to it is logged as an acknowledgement, not counted
- *   SHIM_COUNTER   file; its first 8 bytes are mapped and hold the number of calls so far (children go on counting)
+ *   SHIM_COUNTER   file; mapped: 8 bytes with the number of calls so far (children go on counting), then a byte
+ *                  with the op of each
  *   SHIM_LOG       file; every call is appended once it has succeeded, in the order in which they took effect
  *   SHIM_KILL_AT   k: SIGKILL in place of the k-th call        (SHIM_KILL_AFTER: right after it)
  *   SHIM_FAIL_AT   k: the k-th call fails with SHIM_ERRNO      (SHIM_FOREVER=1: and every later one)
@@ -40,7 +41,8 @@ enum { CREATE = 1, WRITE, SYNC, RENAME, UNLINK, MKDIR, RMDIR, TRUNCATE, LINK, AL
 static const char *root, *ack;
 static size_t root_length;
 static long kill_at, kill_after, fail_at, short_at, forever, error_number;
-static uint64_t *counter, own_counter;
+enum { COUNTED = 1 << 16 };
+static struct { uint64_t calls; uint8_t ops[COUNTED]; } *counter, own_counter;
 static int log_fd = -1;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
@@ -63,14 +65,14 @@ __attribute__((constructor)) void shim_start(void) {
     short_at = number("SHIM_SHORT_AT");
     forever = number("SHIM_FOREVER");
     error_number = number("SHIM_ERRNO");
-    counter = &own_counter, own_counter = 0;
+    counter = (void *)&own_counter, own_counter.calls = 0;
     const char *name = getenv("SHIM_COUNTER");
     if (name) {
         int fd = syscall(SYS_openat, AT_FDCWD, name, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-        if (fd >= 0 && syscall(SYS_ftruncate, fd, 8) == 0) {
-            void *map = mmap(NULL, 8, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (fd >= 0 && syscall(SYS_ftruncate, fd, sizeof *counter) == 0) {
+            void *map = mmap(NULL, sizeof *counter, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
             if (map != MAP_FAILED) counter = map;
-            *counter = 0;
+            counter->calls = 0;
         }
         if (fd >= 0) syscall(SYS_close, fd);
     }
@@ -140,7 +142,8 @@ static void record(int op, int dsync, const char *path, const char *path2, int64
 
 /* Count a call; return the errno it is to fail with, 0 to go on, -1 to write half. */
 static long enter(int op) {
-    long now = ++*counter;
+    long now = ++counter->calls;
+    if (now <= COUNTED) counter->ops[now - 1] = op;
     if (kill_at && now == kill_at) kill(getpid(), SIGKILL);
     int room = op == CREATE || op == WRITE || op == RENAME || op == MKDIR || op == LINK || op == ALLOCATE;
     if (fail_at && (now == fail_at || (forever && now > fail_at)) && (error_number != ENOSPC || room))
@@ -150,7 +153,7 @@ static long enter(int op) {
 }
 
 static void leave(void) {
-    if (kill_after && *counter == (uint64_t)kill_after) kill(getpid(), SIGKILL);
+    if (kill_after && counter->calls == (uint64_t)kill_after) kill(getpid(), SIGKILL);
 }
 
 #define REAL(name, type) static type real; if (!real) real = (type)dlsym(RTLD_NEXT, name)

@@ -23,6 +23,7 @@ OPERATIONS = (
     *("", "CREATE", "WRITE", "SYNC", "RENAME", "UNLINK", "MKDIR", "RMDIR"),
     *("TRUNCATE", "LINK", "ALLOCATE", "SYNCFS", "ACK"),
 )
+NEED_ROOM = {"CREATE", "WRITE", "RENAME", "MKDIR", "LINK", "ALLOCATE"}
 HEADER = struct.Struct("<BBHHIq")
 COUNTER_BYTES = 8
 SETTINGS = ("ROOT", "ACK", "COUNTER", "LOG", "KILL_AT", "KILL_AFTER", "FAIL_AT", "SHORT_AT", "FOREVER", "ERRNO")
@@ -100,6 +101,11 @@ def calls(counter: Path) -> int:
     """Return how many calls were counted in this file."""
     with counter.open("rb") as file, mmap.mmap(file.fileno(), COUNTER_BYTES, access=mmap.ACCESS_READ) as view:
         return int.from_bytes(view[:COUNTER_BYTES], "little")
+
+
+def operations(counter: Path) -> list[str]:
+    """Return the operations of the calls that were counted in this file, in their order, 65,536 at most."""
+    return [OPERATIONS[op] for op in counter.read_bytes()[COUNTER_BYTES:][: calls(counter)]]
 
 
 def read_log(log: Path) -> Iterator[Operation]:

@@ -28,34 +28,36 @@ def zygotes():
 
 
 @pytest.fixture(scope="module")
-def calls(zygotes):
-    """Return how many storage calls an undisturbed life makes."""
+def operations(zygotes):
+    """Return the storage calls of an undisturbed life."""
     (result,) = zygotes.run([Job(seed=1, commits=COMMITS)])
     assert result.problems == []
-    return result.calls
+    assert len(result.operations) == result.calls > 500
+    return result.operations
 
 
-def spread(calls, count):
-    """Return so many calls, one at random from each of equal stretches."""
-    rng = random.Random(calls)
-    edges = np.linspace(1, calls + 1, count + 1).astype(int).tolist()
-    return [rng.randrange(a, b) for a, b in pairwise(edges)]
+def spread(points, count):
+    """Return so many points, one at random from each of equal stretches."""
+    rng = random.Random(len(points))
+    edges = np.linspace(0, len(points), count + 1).astype(int).tolist()
+    return [points[rng.randrange(a, b)] for a, b in pairwise(edges)]
 
 
 def problems_of(zygotes, jobs):
     return [f"{result.job}: {line}" for result in zygotes.run(jobs) for line in result.problems]
 
 
-def test_a_kill_at_any_call_loses_nothing(zygotes, calls):
+def test_a_kill_at_any_call_loses_nothing(zygotes, operations):
     """What was acknowledged is there, exactly, and the store lives on."""
-    assert calls > 500
-    assert problems_of(zygotes, [Job("kill", at, seed=1, commits=COMMITS) for at in spread(calls, 60)]) == []
+    points = spread(every_call.points_of("kill", operations), 60)
+    assert problems_of(zygotes, [Job("kill", at, seed=1, commits=COMMITS) for at in points]) == []
 
 
 @pytest.mark.parametrize("kind", ["eio", "enospc", "short"])
-def test_a_call_that_fails_is_reported_and_loses_nothing(zygotes, calls, kind):
+def test_a_call_that_fails_is_reported_and_loses_nothing(zygotes, operations, kind):
     """An error of our own tree, or none; the life goes on once the calls work again."""
-    jobs = list(every_call.jobs_of(kind, spread(calls, 25), 1, COMMITS, turn=0))
+    points = spread(every_call.points_of(kind, operations), 25)
+    jobs = list(every_call.jobs_of(kind, points, 1, COMMITS, turn=0))
     assert {(job.forever, job.leave) for job in jobs} == {(a, b) for a in (False, True) for b in (False, True)}
     assert problems_of(zygotes, jobs) == []
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 PATIENCE = 60.0
+ONWARD = 12  # commits after an error; within as many both actors seal segments, and a full store evicts some
 STORE = "life.replay"
 
 
@@ -71,6 +72,7 @@ class Result:
         went_on: How the life went on after an error: "same handle", "new handle" or "left".
         acked: The last commit that was acknowledged.
         calls: Storage calls of the whole life, counted up to where the shim was switched off.
+        operations: Which they were, of a life that is only counted.
         problems: What must not be.
     """
 
@@ -79,6 +81,7 @@ class Result:
     went_on: str = ""
     acked: int = 0
     calls: int = 0
+    operations: list[str] = field(default_factory=list)
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
@@ -119,9 +122,10 @@ def _judge(job: Job, err: Exception, out: dict[str, Any]) -> None:
 def _go_on(job: Job, life: scenario.Life | None, folder: Path, out: dict[str, Any]) -> None:
     """Go on after an error, the cause of which is gone: with the same handle, or if that will not do a new one."""
     store, ack = folder / "root" / STORE, folder / "ack"
+    until = min(job.commits, (0 if life is None else life.model.commits) + ONWARD)
     if life is not None:
         try:
-            life.run(job.commits)
+            life.run(until)
             life.close()
         except Exception as err:  # noqa: BLE001  same
             out["errors"].append((type(err).__name__, str(err)))
@@ -135,7 +139,7 @@ def _go_on(job: Job, life: scenario.Life | None, folder: Path, out: dict[str, An
         if life is not None:
             life.close()
         life = scenario.Life(store, job.seed, ack)
-        life.run(job.commits)
+        life.run(until)
         life.close()
         out["went_on"] = "new handle"
     except Exception as err:  # noqa: BLE001  same
@@ -188,7 +192,11 @@ def run_here(job: Job, folder: Path) -> Result:
     result.acked = scenario.acknowledged(folder / "ack")
     if (folder / "counter").exists():
         result.calls = shim.calls(folder / "counter")
-    found, ended = fork(scenario.check, folder / "root" / STORE, job.seed, result.acked)
+        if job.kind == "count":
+            result.operations = shim.operations(folder / "counter")
+    # A life that went on after an error has shown that it can.
+    onward = 0 if result.went_on in {"same handle", "new handle"} else 2
+    found, ended = fork(scenario.check, folder / "root" / STORE, job.seed, result.acked, onward)
     result.problems += found if found is not None else [f"the check {ended or 'ended without a word'}"]
     result.seconds = time.monotonic() - began
     return result
@@ -277,9 +285,10 @@ def main(folder: Path) -> int:
     warm = folder / "warm"
     warm.mkdir(parents=True)
     life = scenario.Life(warm / STORE, 0)
-    life.run(8)
+    # All of it: what is first needed late in a life, every child would import and load again.
+    life.run(scenario.COMMITS)
     life.close()
-    problems = scenario.check(warm / STORE, 0, 8)
+    problems = scenario.check(warm / STORE, 0, scenario.COMMITS)
     if problems:
         print(*problems, sep="\n", file=sys.stderr)  # noqa: T201
     del life
