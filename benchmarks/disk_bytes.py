@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TITLE = "Bytes on disk"
 MEASURE = "bytes_per_step_bytes"
 MEASURES = ("bytes_per_step_bytes", "times_smaller_than_84x84", "episodes_equal", "episodes_not_equal")
+FRAME_BYTES = 84 * 84
+REFERENCE = (FRAME_BYTES, f"a frame as it is: {FRAME_BYTES:,}")
 GAMES = ("Breakout", "Seaquest")
 READERS = ("zarr", "tensorstore")
 
@@ -71,7 +73,7 @@ class Recording:
         with ReplayStore.open(self.store) as store:
             stats = store.stats()
         size = stats.bytes_on_disk / stats.steps
-        return {"bytes_per_step_bytes": size, "times_smaller_than_84x84": 84 * 84 / size}
+        return {"bytes_per_step_bytes": size, "times_smaller_than_84x84": FRAME_BYTES / size}
 
 
 def expected_of(store: Path) -> Path:

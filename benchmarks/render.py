@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks import goals
 
@@ -155,27 +156,38 @@ def plot(question: ModuleType, result: dict[str, Any], measures: Sequence[str], 
                     axis.set_title(of_row[0]["name"], fontsize=9)
     else:
         for axis, case in zip(axes[0], cases, strict=True):
-            _bars(axis, case, question.MEASURE)
+            _bars(axis, case, question.MEASURE, getattr(question, "REFERENCE", None))
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _bars(axis: Any, case: dict[str, Any], measure: str) -> None:
+def _bars(axis: Any, case: dict[str, Any], measure: str, reference: tuple[float, str] | None) -> None:
     ran = [(name, goals.samples(case, name, measure)) for name in case["contestants"]]
     ran = [(name, [value * scale(measure) for value in values]) for name, values in ran if values][::-1]
     middles = [statistics.median(values) for _, values in ran]
     spread = [[m - min(v) for m, (_, v) in zip(middles, ran, strict=True)],
               [max(v) - m for m, (_, v) in zip(middles, ran, strict=True)]]  # fmt: skip
     inks = [OURS_INK if name.startswith("diskreplay") else RIVAL_INK for name, _ in ran]
-    axis.barh([name for name, _ in ran], middles, xerr=spread, color=inks, error_kw={"lw": 1, "ecolor": "#333333"})
     positive = [middle for middle in middles if middle > 0]
-    if positive and max(positive) > 50 * min(positive):
+    if positive and max(positive) > 400 * min(positive):  # points: on this scale a bar's length would say nothing
+        for name, ink, *figures in zip([name for name, _ in ran], inks, middles, *spread, strict=True):
+            middle, low, high = figures
+            axis.errorbar([middle], [name], xerr=[[low], [high]], fmt="o", color=ink)
         axis.set_xscale("log")
+    else:
+        names = [name for name, _ in ran]
+        axis.barh(names, middles, xerr=spread, color=inks, error_kw={"lw": 1, "ecolor": "#333333"})
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axis.xaxis.set_major_formatter(FuncFormatter(_tick))
     axis.set_xlabel(unit(measure), fontsize=8)
     axis.set_title(case["name"], fontsize=9)
     axis.margins(x=0.14)  # room for the figures
+    if reference is not None:
+        value, name = reference
+        axis.axvline(value, color="#333333", lw=1, ls="--")
+        axis.annotate(f"{name} ", (value, 0), ha="right", va="center", fontsize=7, color="#333333")
     for place, (middle, above) in enumerate(zip(middles, spread[1], strict=True)):
         axis.annotate(f"  {_short(middle)}", (middle + above, place), va="center", fontsize=7, color="#333333")
 
@@ -200,6 +212,9 @@ def _lines(axis: Any, cases: Sequence[dict[str, Any]], measure: str, label: str)
     highest = [v for points in groups.values() for _, values in points for v in values if v > 0]
     if highest and max(highest) > 20 * min(highest):
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if max(highest) > 200 * min(highest) else (1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(FuncFormatter(_tick))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         axis.set_ylim(bottom=0)
     axis.set_xlabel(label, fontsize=8)
@@ -215,6 +230,10 @@ def unit(measure: str) -> str:
 def scale(measure: str) -> float:
     """Return what turns a measure into its unit."""
     return SCALE.get(unit(measure).rpartition(" ")[2], 1.0)
+
+
+def _tick(value: float, _: int) -> str:
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:g}"
 
 
 def _short(value: float) -> str:
