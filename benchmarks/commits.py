@@ -135,7 +135,7 @@ def cases(settings: Settings) -> list[Case]:
             Contestant(name, "benchmarks.commits:Commits", {"way": name.removeprefix("diskreplay, "), **options})
             for name in (*ways[0], *ways[1])
         )
-        found.append(Case(f"{size:,} step{"s"[: size - 1]} a commit", who, {"bytes": size * STEP_BYTES}))
+        found.append(Case(f"{size:,} {'step' if size == 1 else 'steps'} a commit", who, {"bytes": size * STEP_BYTES}))
     return found
 
 

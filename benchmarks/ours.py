@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.machine import bytes_under
-from benchmarks.worker import repeat
+from benchmarks.worker import bytes_read, repeat
 from diskreplay import PrioritizedSampler, ReplayLoader, ReplayStore
 
 if TYPE_CHECKING:
@@ -86,8 +86,10 @@ class Loader:
         """Return transitions a second; what was read ahead while others ran does not count."""
         for _ in islice(self.batches, self.prefetch):
             pass
+        before = bytes_read()
         calls, took = repeat(self.deliver, self.seconds)
-        return {"transitions_per_second": calls * self.batch_size / took}
+        read = (bytes_read() - before) / calls
+        return {"transitions_per_second": calls * self.batch_size / took, "read_per_batch_bytes": read}
 
     def close(self) -> None:
         """Close the store."""

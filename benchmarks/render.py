@@ -25,9 +25,10 @@ UNITS = {
     "small_commit_seconds": "commit after a tenth, ms", "wait_share": "waiting, %", "priorities_share": "priorities, %",
     "bytes_per_step_bytes": "bytes a step", "observation_bytes": "observations, bytes a step",
     "times_smaller_than_84x84": "times smaller than 84x84",
+    "read_per_batch_bytes": "read from the disk a batch, kB",
     "episodes_equal": "episodes equal", "episodes_not_equal": "episodes not equal",
 }  # fmt: skip
-SCALE = {"µs": 1e6, "ms": 1e3, "MB": 1e-6, "%": 100.0}
+SCALE = {"µs": 1e6, "ms": 1e3, "kB": 1e-3, "MB": 1e-6, "%": 100.0}
 HEAD = """# Results
 
 Written by `make bench` (`python -m benchmarks`); every sample is in `results/*.jsonl`. Contestants run in turn, a
