@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from diskreplay.addresses import pointer
+from diskreplay.addresses import ask_for_line, pointer
 
 ZERO = -1
 PLANNED, LACKING = -1, -2
@@ -78,6 +78,59 @@ def lacks_ends(slots, n_ends, ends_address):
 
 
 @njit(cache=True)
+def ask_for_ends(slots, rows, known, n_ends, ends_address):
+    """Ask early for the lines where `first_end_from` will look first for the ends of rows (N,) of slots (N,)."""
+    for i in range(len(slots)):
+        count = n_ends[slots[i]]
+        if count > 0:
+            ask_for_line(np.uint64(ends_address[slots[i]] + 4 * _guess(rows[i], count, known[slots[i]])))
+
+
+@njit(cache=True)
+def _guess(row, count, known):
+    return max(np.int64(0), min(np.int64(count) - 1, np.int64(row) * count // max(1, known)))
+
+
+@njit(cache=True)
+def first_end_from(ends_address, count, row, known, ranked):
+    """Return the first of the episode ends at an address that is not before a row; `count` if there is none.
+
+    Looked for from where it would stand if all episodes were about as long: then one line of memory is touched, where
+    bisecting touches several, and a store of a billion steps has none of them in a cache.
+
+    Args:
+        count: Ends there are.
+        known: Rows of the segment.
+        ranked: 1 if `row` is the rank of a step among those that can be sampled, else 0.
+    """
+    if count == 0:
+        return 0
+    ends = carray(pointer(ends_address), (count,), np.int32)
+    low = high = _guess(row, count, known)
+    step = 1
+    if ends[low] - ranked * low < row:
+        low += 1
+        high = low + step
+        while high < count and ends[high - 1] - ranked * (high - 1) < row:
+            low, step = high, 2 * step
+            high = low + step
+        high = min(high, count)
+    else:
+        low = high - step
+        while low > 0 and ends[low] - ranked * low >= row:
+            high, step = low, 2 * step
+            low = high - step
+        low = max(low, 0)
+    while low < high:
+        middle = (low + high) // 2
+        if ends[middle] - ranked * middle < row:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True)
 def lacks_files(slots, fds, bases):
     """Return whether a slot of (N,) has neither an open file nor rows in memory of a field."""
     lacking = False
@@ -132,20 +185,13 @@ def plan_windows(slots, rows, n, k, shared, pad_zeros, available, previous, foll
             return 2 * i + 1
     if lacks_ends(slots, n_ends, ends_address):
         return LACKING
+    ask_for_ends(slots, rows, available, n_ends, ends_address)
     for i in range(len(slots)):
         slot, row = slots[i], rows[i]
         count = n_ends[slot]
-        low, high = 0, count
-        if count > 0:
-            ends = carray(pointer(ends_address[slot]), (count,), np.int32)
-            while low < high:
-                middle = (low + high) // 2
-                if ends[middle] < row:
-                    low = middle + 1
-                else:
-                    high = middle
-            if low < count and ends[low] == row:
-                return 2 * i
+        low = first_end_from(ends_address[slot], count, row, available[slot], 0)
+        if low < count and carray(pointer(ends_address[slot]), (count,), np.int32)[low] == row:
+            return 2 * i
         # backwards: rows of the episode before t, at most k - 1
         back = 0
         if low > 0:
@@ -236,14 +282,14 @@ def _walk(slot, row, available, previous, following, out_slot, out_row, i, j):
 
 
 @njit(cache=True)
-def steps_of_ranks(ranks, until, live, segments, steps, n_ends, ends_address, slots, step_ids):
+def steps_of_ranks(ranks, until, live, segments, steps, available, n_ends, ends_address, slots, step_ids):
     """Find the steps of B ranks, counted from 0 over the steps that can be sampled, segment after segment.
 
     Args:
         ranks: (B,).
         until: (segments,) how many such steps there are up to and with each live segment.
         live: (segments,) their slots.
-        segments, n_ends, ends_address: The segment table.
+        segments, available, n_ends, ends_address: The segment table.
         steps: Rows of a segment.
         slots: (B,), filled in.
         step_ids: (B,), filled in.
@@ -266,18 +312,11 @@ def steps_of_ranks(ranks, until, live, segments, steps, n_ends, ends_address, sl
         step_ids[i] = ranks[i] - (until[low - 1] if low > 0 else 0)
     if lacks_ends(slots, n_ends, ends_address):
         return LACKING
+    ask_for_ends(slots, step_ids, available, n_ends, ends_address)
     for i in range(len(ranks)):
-        nth = step_ids[i]
-        low, high = 0, n_ends[slots[i]]
-        if high > 0:
-            ends = carray(pointer(ends_address[slots[i]]), (high,), np.int32)
-            while low < high:
-                middle = (low + high) // 2
-                if ends[middle] - middle > nth:
-                    high = middle
-                else:
-                    low = middle + 1
-        step_ids[i] = segments[slots[i]] * steps + nth + low
+        slot, nth = slots[i], step_ids[i]
+        low = first_end_from(ends_address[slot], n_ends[slot], nth + 1, available[slot], 1)
+        step_ids[i] = segments[slot] * steps + nth + low
     return PLANNED
 
 

@@ -54,7 +54,7 @@ class WindowPlan:
     observations: list[Pieces | Taken]
     actions: list[Pieces | Taken]
     rewards: Pieces | Taken
-    keep: list[object]
+    keep: object
     paths: list[list[tuple[str, str]]] | None = None
 
     def pieces(self) -> list[Pieces | Taken]:
@@ -98,7 +98,7 @@ class WindowPlan:
     def portable(self) -> WindowPlan:
         """Return a plan that another process can execute."""
         moved = [pieces.portable() for pieces in self.pieces()]
-        return self._with([p for p, _ in moved], keep=[], paths=[paths for _, paths in moved])
+        return self._with([p for p, _ in moved], keep=None, paths=[paths for _, paths in moved])
 
     def resolved(self, open_file: Callable[[str, str], int]) -> WindowPlan:
         """Return a portable plan with its files opened by `open_file` (which returns -1 for "")."""
@@ -107,10 +107,10 @@ class WindowPlan:
         pieces = [
             p.resolved([open_file(*path) for path in paths]) for p, paths in zip(self.pieces(), self.paths, strict=True)
         ]
-        return self._with(pieces, keep=[], paths=None)
+        return self._with(pieces, keep=None, paths=None)
 
     def _with(
-        self, pieces: list[Pieces | Taken], *, keep: list[object], paths: list[list[tuple[str, str]]] | None
+        self, pieces: list[Pieces | Taken], *, keep: object, paths: list[list[tuple[str, str]]] | None
     ) -> WindowPlan:
         n = len(self.observations)
         return replace(
@@ -179,7 +179,7 @@ class Reader:
         ]
         pieces: list[Any] = [self._take(name, *places) for name, places in wanted]
         missing = [name for (name, _), found in zip(wanted, pieces, strict=True) if found is None]
-        keep: list[object] = []
+        keep: object = None
         if missing:
             touched = [seen[0].reshape(-1)]
             if n_step > 1:  # else the step's own, which is seen
@@ -265,8 +265,8 @@ class Reader:
         bad = self._with_ends(
             slots,
             lambda: planning_kernels.steps_of_ranks(
-                ranks, until, live, table.segment, table.segment_steps, table.n_ends, table.ends_address,
-                slots, step_ids,
+                ranks, until, live, table.segment, table.segment_steps, table.available, table.n_ends,
+                table.ends_address, slots, step_ids,
             ),
         )  # fmt: skip
         if bad != planning_kernels.PLANNED:

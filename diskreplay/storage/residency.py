@@ -130,7 +130,7 @@ class Residency:
             what = f"{self.root}: segment {segment}: {err}"
             raise CorruptStoreError(what, path=self.root, segment=segment) from err
 
-    def need_files(self, slots: Sequence[NDArray[np.int32]], names: Sequence[str]) -> list[object]:
+    def need_files(self, slots: Sequence[NDArray[np.int32]], names: Sequence[str]) -> object:
         """Have these fields' shards of the slots, arrays of them, open.
 
         Returns:
@@ -155,10 +155,9 @@ class Residency:
             except ReplayError:
                 self.close()  # so that too many open files do not stand in the way of what comes next
                 raise
-        here = wanted.tolist()
         if self._young:
-            self._count_uses(here)
-        return [*map(self._open.get, here), *(map(table.tails.get, here) if table.tails else ())]
+            self._count_uses(wanted.tolist())
+        return table.holder[wanted]
 
     def _count_uses(self, slots: Sequence[int]) -> None:
         for slot in slots:
@@ -206,6 +205,7 @@ class Residency:
         self._young.pop(slot, None)
         if segment is not None:
             self._files -= len(segment.fds)
+            self.table.holder[slot] = None
         for places in self.table.by_field.values():
             places.fd[slot], places.index[slot], places.check[slot], places.size[slot] = -1, 0, 0, 0
             if segment is not None:
@@ -233,7 +233,7 @@ class Residency:
                 dict(zip(self.fields, files["length"].tolist(), strict=True)),
                 dict(zip(self.fields, parts, strict=True)),
             )
-            self._open[slot] = self._young[slot] = opened
+            self._open[slot] = self._young[slot] = table.holder[slot] = opened
         for name in names:
             if name not in opened.fds:
                 self._open_file(slot, segment, name, opened)

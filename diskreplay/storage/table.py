@@ -41,11 +41,12 @@ _COLUMNS = {
     "used": (np.int64, 0),
     "pins": (np.int32, 0),
     "counted": (np.int64, 0),
+    "holder": (np.object_, None),  # may not refer to the table: the cycle collector does not look into arrays
 }
 _SEALED = (
     "segment", "stream", "rows", "first_end", "last_end", "first_flags", "cut", "bytes_on_disk",
 )  # fmt: skip
-REMEMBERED = 1 << 16
+REMEMBERED = 1 << 16  # changes
 
 
 class FieldTable:
@@ -73,6 +74,7 @@ class SegmentTable:
     Attributes:
         version: Goes up with every change that a sampler must hear of.
         transitions: Steps that can be sampled.
+        holder: What owns the rows of a slot that can be read: a tail, or an open segment.
     """
 
     segment: NDArray[np.int64]
@@ -92,6 +94,7 @@ class SegmentTable:
     used: NDArray[np.int64]
     pins: NDArray[np.int32]
     counted: NDArray[np.int64]
+    holder: NDArray[np.object_]
 
     def __init__(self, fields: Sequence[Field], segment_steps: int) -> None:
         self.segment_steps = segment_steps
@@ -232,7 +235,7 @@ class SegmentTable:
 
     def attach_tail(self, slot: int, tail: Tail) -> None:
         """Point a slot to rows in memory."""
-        self.tails[slot] = tail
+        self.tails[slot] = self.holder[slot] = tail
         self.ends[slot], self.flags[slot] = tail.ends, tail.flags
         self.ends_address[slot] = tail.ends.ctypes.data
         self.flags_address[slot] = tail.flags.ctypes.data
@@ -253,7 +256,8 @@ class SegmentTable:
 
     def detach_tail(self, slot: int) -> None:
         """Stop pointing to rows in memory: the segment is sealed."""
-        self.tails.pop(slot, None)
+        if self.tails.pop(slot, None) is not None:
+            self.holder[slot] = None
         self.drop_ends(slot)
         for table in self.by_field.values():
             table.base[slot] = 0
