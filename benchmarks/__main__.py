@@ -70,6 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     questions = [importlib.import_module(f"benchmarks.{name}") for name in QUESTIONS]
     results = {q.__name__: load_result(settings.out / "results" / f"{n}.json")
                for n, q in zip(QUESTIONS, questions, strict=True)}  # fmt: skip
+    for question in questions:  # anew: what is judged, and how, may have changed since they were stored
+        result = results[question.__name__]
+        if result is not None and result["finished"]:
+            result["verdicts"] = [verdict.to_json() for verdict in question.judge(result["cases"])]
     say(f"wrote {render.render(questions, results, settings.out)}")
     for line in failed:
         say(f"failed: {line}")

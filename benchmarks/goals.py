@@ -57,6 +57,17 @@ def at_least(case: Case, work: str, ours: str, beside: str, measure: str, least:
     return Verdict(work, beside, goal, f"{middle:.2f}x ({min(found):.2f} to {max(found):.2f})", middle >= least)
 
 
+def slower_below(case: Case, work: str, small: str, large: str, measure: str, most: float) -> Verdict:
+    """Judge how many times slower one of ours is than a smaller one."""
+    found = ratios(case, small, large, measure)
+    goal = f"below {most:g}x"
+    if not found:
+        return Verdict(work, "diskreplay itself", goal, why_not(case, small, large), None)
+    middle = statistics.median(found)
+    measured = f"{middle:.2f}x ({min(found):.2f} to {max(found):.2f})"
+    return Verdict(work, "diskreplay itself", goal, measured, middle < most)
+
+
 def below(work: str, beside: str, value: float | None, most: float, unit: str = "") -> Verdict:
     """Judge a figure that must stay below a limit."""
     goal = f"below {most:g}{unit}"

@@ -39,9 +39,8 @@ def judge(found: Sequence[goals.Case]) -> list[goals.Verdict]:
     """Compare with the goal."""
     (case,) = found
     smallest, *_, largest = sorted(case["about"]["sizes"])
-    rates = [goals.median(case, _name(steps), MEASURE) for steps in (smallest, largest)]
-    slower = rates[0] / rates[1] if rates[0] and rates[1] else None
-    return [goals.below(f"{largest:,} steps beside {smallest:,}: slower by", "diskreplay itself", slower, 2, "x")]
+    work = f"{largest:,} steps beside {smallest:,}: slower by"
+    return [goals.slower_below(case, work, _name(smallest), _name(largest), MEASURE, 2)]
 
 
 def _enough(steps: int) -> int:

@@ -82,11 +82,12 @@ def judge(found: Sequence[goals.Case]) -> list[goals.Verdict]:
     """Compare with the goals."""
     (case,) = found
     smallest, *_, largest = sorted(case["about"]["sizes"])
-    first, last = (goals.median(case, name_of(steps), MEASURE) for steps in (smallest, largest))
-    growth = last / first if first and last else None
+    last = goals.median(case, name_of(largest), MEASURE)
     used = goals.median(case, name_of(largest), "memory_bytes")
     return [
-        goals.below(f"{largest:,} steps beside {smallest:,}", "diskreplay itself", growth, 3, "x"),
+        goals.slower_below(
+            case, f"{largest:,} steps beside {smallest:,}", name_of(smallest), name_of(largest), MEASURE, 3
+        ),
         goals.below(f"{largest:,} steps", "the clock", last, 2, " s"),
         goals.below(f"{largest:,} steps, memory", "a limit", used and used / 1e6, 200, " MB"),
         *(

@@ -142,6 +142,9 @@ def plot(question: ModuleType, result: dict[str, Any], measures: Sequence[str], 
     places = [{entry["x"] for entry in case["contestants"].values() if entry["x"]} for case in cases]
     lined = len(set().union(*places)) > 1
     rows = [[case] for case in cases] if lined and max(map(len, places)) > 1 else [cases]
+    measures = [
+        m for m in measures if any(goals.samples(case, name, m) for case in cases for name in case["contestants"])
+    ]
     columns = len(measures[:2]) if lined else len(cases)
     tallest = max(len(case["contestants"]) for case in cases)
     height = 4 * len(rows) if lined else 1.2 + 0.42 * tallest

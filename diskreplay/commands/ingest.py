@@ -127,7 +127,12 @@ def ingest(ctx: click.Context, /, store: Path, source: str, **options: Any) -> N
 
     SOURCE is gym:ID, a Gymnasium environment to act in, or npz:FILE, a numpy archive of episodes.
     Atari games are recorded with frame skip 4 as single grey frames of 84x84. Calling it again
-    goes on where the store stopped. Ctrl-C commits what is there.
+    adds --steps more of an environment; of a file, what it has beyond the last call's. Ctrl-C
+    commits what is there.
+
+    An npz file holds arrays of N steps, episode after episode: observations, actions, rewards,
+    terminations (or terminals) and perhaps truncations (or timeouts). Observations have one more
+    row an episode, its last one; or as many as steps, with next_observations if there are any.
 
     \b
     Example:

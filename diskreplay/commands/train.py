@@ -33,7 +33,7 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
     ("--batch-size", "batch_size", POSITIVE, "Transitions in a batch."),
     ("--n-step", "n_step", POSITIVE, "Rewards summed before bootstrapping."),
     ("--gamma", "gamma", SHARE, "Discount per step."),
-    ("--frame-stack", "frame_stack", POSITIVE, "Observations seen at once: 4 for images, else 1."),
+    ("--frame-stack", "frame_stack", POSITIVE, "Observations seen at once."),
     ("--lr", "learning_rate", RATE, "Learning rate at the first update."),
     ("--final-lr", "final_learning_rate", WEIGHT, "Learning rate at the last update."),
     ("--target-period", "target_every", POSITIVE, "Updates between copies to the target network."),
@@ -60,6 +60,34 @@ METAVARS = {click.IntRange: "N", click.FloatRange: "X"}
 MEANINGS = {"huber": True, "mse": False, "per": True, "uniform": False}
 
 
+class _SaysDefaults(click.Command):
+    """A command whose help says TrainConfig's defaults, which are not imported before."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options and their defaults."""
+        from diskreplay.learning.config import IMAGE_DEFAULTS, TrainConfig
+
+        plain = TrainConfig()
+        names = {name for _, name, _, _ in OPTIONS}
+        options = [param for param in self.params if isinstance(param, click.Option) and param.name in names]
+        before = [option.help for option in options]
+        for option in options:
+            value = getattr(plain, str(option.name))
+            shown, images = (_shown(option, v) for v in (value, IMAGE_DEFAULTS.get(str(option.name), value)))
+            option.help = f"{option.help}  [default: {shown}{f'; images: {images}' if images != shown else ''}]"
+        super().format_options(ctx, formatter)
+        for option, text in zip(options, before, strict=True):
+            option.help = text
+
+
+def _shown(option: click.Option, value: Any) -> str:
+    if isinstance(option.type, click.Choice) and isinstance(value, bool):
+        return next(choice for choice in option.type.choices if MEANINGS[choice] is value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for flags, name, kind, text in reversed(OPTIONS):
         metavar = METAVARS.get(type(kind))
@@ -68,7 +96,7 @@ def _config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.command()
+@click.command(cls=_SaysDefaults)
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -99,6 +127,7 @@ def train(
     """Train a deep Q-network offline, on STORE alone.
 
     Defaults depend on the observations: a small network for vectors, Rainbow's settings for images.
+    Priorities are kept in STORE, in place of those that were there under the sampler's default name.
     Ctrl-C writes a checkpoint; the same command with --resume goes on from it.
 
     \b

@@ -85,13 +85,15 @@ def _check_metadata(store: ReplayStore, metadata: Mapping[str, Any]) -> None:
 
 
 def _check_options(store: ReplayStore, options: Mapping[str, Any]) -> None:
-    given = {"segment_steps": options.get("segment_steps", store.segment_steps)}
-    given["durability"] = options.get("durability", store.durability)
-    given["capacity"] = parse_capacity(options["capacity"]) if "capacity" in options else None
+    given = dict(options)
+    if "capacity" in given:
+        given["capacity"] = parse_capacity(given["capacity"])
     for key, value in given.items():
-        if value is not None and value != getattr(store, key):
+        here = getattr(store, key)
+        if value != here:
             raise SpecMismatchError(
-                f"{store.path} has {key} {getattr(store, key)}, which cannot become {options[key]}",
+                f"{store.path} has {key} {'chosen by measurement' if here is None else here}, "
+                f"which cannot become {options[key]}",
                 path=store.path,
                 hint=f"Leave out --{key.replace('_', '-')}: it only counts when a store is made.",
             )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class PrioritizedSampler(Sampler):
     """Draw transition i with probability p_i^alpha / sum_k p_k^alpha, stratified over the batch.
 
-    A segment is a block of the sum tree. Blocks whose priorities are in the index are loaded when a draw or an
+    A segment is a few blocks of the sum tree. Blocks whose priorities are in the index are loaded when a draw or an
     update first touches them, so making a sampler costs what the catalogue costs, not what the rows cost.
     New steps get the largest priority seen. A sampler over a store opened with mode="a" owns the priorities of
     its name: `store.commit()` writes what changed, together with the data. With mode="r" they live in memory only.

@@ -331,7 +331,7 @@ class SegmentTable:
             table.resize(size)
 
 
-def _grown(array: NDArray[Any], size: int, fill: int) -> NDArray[Any]:
+def _grown(array: NDArray[Any], size: int, fill: int | None) -> NDArray[Any]:
     out = np.full(size, fill, array.dtype)
     out[: len(array)] = array
     return out

@@ -63,3 +63,12 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(done.stderr.split())
+
+
+def test_the_help_of_train_says_the_defaults(cli):
+    """Those of vectors, and of images where they differ."""
+    for _ in range(2):  # not piled up
+        text = " ".join(cli("train", "--help").stdout.split())
+        for line in ("[default: 5; images: 3]", "[default: mse; images: huber]", "[default: per]", "[default: yes]"):
+            assert line in text
+        assert text.count("[default: 5; images: 3]") == 1

@@ -257,7 +257,10 @@ def test_a_store_of_other_steps_is_refused_with_the_difference(tmp_path):
         ingest_gym(tmp_path / "s", CARTPOLE, steps=20, num_envs=1, seed=0)
 
 
-@pytest.mark.parametrize("option", [{"capacity": 5_000}, {"capacity": "1GB"}, {"segment_steps": 64}])
+@pytest.mark.parametrize(
+    "option",
+    [{"capacity": 5_000}, {"capacity": "1GB"}, {"segment_steps": 64}, {"compression": "zstd"}, {"chunk_steps": 8}],
+)
 def test_options_of_a_new_store_cannot_change_an_existing_one(tmp_path, option):
     ingest_gym(tmp_path / "s", CARTPOLE, steps=20, num_envs=1, seed=0, capacity=1_000, segment_steps=32)
     ingest_gym(tmp_path / "s", CARTPOLE, steps=20, num_envs=1, seed=0, capacity="1000", segment_steps=32)
