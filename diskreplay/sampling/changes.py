@@ -8,7 +8,9 @@ per entry 12 bytes, and at most 8 bytes for every live row that the journal may 
 hold an entry for every eighth live row, at most `MOST`: about 90 bytes an entry up to 64 million rows, 1.2 kB at a
 billion.
 
-Nothing here takes effect until `committed`: a commit that fails is planned anew.
+Nothing here takes effect until `committed`. A commit that failed is planned anew; since it may count all the same (its
+end failed), the next plan does what that one did, and more: it writes the same blocks whole, joins the same record,
+and drops as many of the first.
 """
 
 from __future__ import annotations
@@ -84,11 +86,13 @@ class Changes:
         self._sweep_from = 0
         self._swept = 0
         self._plan: Plan | None = None
+        self._kept = 0  # by a plan that failed: records with a lower number may be gone
+        self._joined = False  # by a plan that failed: the last record may be
 
     @property
     def in_journal(self) -> int:
         """Return how many entries the journal has."""
-        return sum((self._entries or {}).values())
+        return sum(n for number, n in (self._entries or {}).items() if number >= self._kept)
 
     def reserve(self, blocks: int) -> None:
         """Have room for so many blocks."""
@@ -128,6 +132,8 @@ class Changes:
             step_ids: (blocks,) step id of each block's first row; negative where it is free.
             priorities: (leaves,) all priorities.
         """
+        if self._plan is not None:
+            self._owe(self._plan)
         leaves = _distinct(np.concatenate([np.zeros(0, np.int64), *self._leaves]))
         self._leaves, self._count = [leaves], 0
         blocks = leaves // self.size
@@ -144,7 +150,7 @@ class Changes:
         plan = Plan(whole, leaves, self.next, self.next)
         self._plan_sweep(plan, int((~whole[blocks]).sum()), rows)
         plan.leaves = leaves[~plan.whole[blocks]]
-        if len(plan.leaves):
+        if len(plan.leaves) or self._joined:
             self._plan_records(plan, plan.leaves, step_ids, priorities)
         self._plan = plan
         return plan
@@ -155,7 +161,7 @@ class Changes:
         if plan is None:
             return
         self.whole[:] = False
-        self._leaves, self._count, self._plan = [], 0, None
+        self._leaves, self._count, self._plan, self._kept, self._joined = [], 0, None, 0, False
         self.next = plan.folded
         self.until[plan.leaves // self.size] = plan.folded
         self.folded[plan.whole] = plan.folded
@@ -168,12 +174,20 @@ class Changes:
             self._last = None
         self._sweep, self._sweep_from, self._swept = plan.sweep, plan.sweep_from, plan.swept
 
+    def _owe(self, failed: Plan) -> None:
+        """Have the next plan do what one did that failed, or seemed to."""
+        self.whole[: len(failed.whole)] |= failed.whole
+        self._kept = max(self._kept, failed.kept)
+        self._joined |= failed.first < self.next
+        self._sweep, self._sweep_from, self._swept = failed.sweep, failed.sweep_from, failed.swept
+
     def _plan_sweep(self, plan: Plan, coming: int, rows: NDArray[np.int64]) -> None:
         """Choose the blocks that are written whole so that the journal stays within its bounds."""
         half = max(LEAST, min(MOST, int(rows.sum()) // SHARE)) // 2
         plan.sweep, plan.sweep_from, plan.swept = self._sweep, self._sweep_from, self._swept
+        plan.kept = self._kept
         if not len(plan.sweep):
-            if self.in_journal + coming <= half or not self._entries:
+            if self.in_journal + coming <= half or not self.in_journal:
                 return
             plan.sweep, plan.sweep_from, plan.swept = np.flatnonzero(self.until > self.folded), self.next, 0
         portion = -(-len(plan.sweep) * max(coming, 1) // half)
