@@ -82,7 +82,7 @@ class _SaysDefaults(click.Command):
 
 def _shown(option: click.Option, value: Any) -> str:
     if isinstance(option.type, click.Choice) and isinstance(value, bool):
-        return next(choice for choice in option.type.choices if MEANINGS[choice] is value)
+        return str(next(choice for choice in option.type.choices if MEANINGS[choice] is value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -190,7 +190,7 @@ class ReplayLoader(DataLoader[Any]):
         """Read a batch here in which a worker process met damage, the damaged segment left out."""
         planner = self._planner
         planner.skip(CorruptStoreError(damaged.message, segment=damaged.segment))
-        draw, plan = planner.plan(planner.mend(draw))
+        draw, plan = planner.plan(draw)
         draw, plan, fetched = planner.fetch(draw, plan, Buffers(0))
         return to_tensors(assemble(self.replay_sampler.store.spec, plan, fetched, draw.weight))
 

@@ -11,7 +11,6 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from diskreplay.errors import CorruptionWarning, CorruptStoreError, StepEvictedError
@@ -84,31 +83,29 @@ class Planner:
                 return draw, plan, plan.fetch(buffers.take(plan.observations))
             except CorruptStoreError as err:
                 self.skip(err)
-                draw, plan = self.plan(self.mend(draw))
+                draw, plan = self.plan(draw)  # which mends it
 
     def skip(self, err: CorruptStoreError) -> None:
         """Quarantine the segment that an error is about; raise it, if that was not asked for or there is none."""
-        if not self.skip_damaged or err.segment is None:
-            raise err
         store = self.sampler.store
-        with store.lock:
-            if store.quarantine(err.segment, str(err)):
-                warnings.warn(f"segment {err.segment} is left out: {err}", CorruptionWarning, stacklevel=2)
-                self.skipped[err.segment] = str(err)
-            elif err.segment in store.access.live_segments()[0]:
+        try:
+            if not self.skip_damaged or err.segment is None:
                 raise err
+            with store.lock:
+                if store.quarantine(err.segment, str(err)):
+                    warnings.warn(f"segment {err.segment} is left out: {err}", CorruptionWarning, stacklevel=2)
+                    self.skipped[err.segment] = str(err)
+                elif err.segment in store.access.live_segments()[0]:
+                    raise err
+        finally:
+            del err  # it holds this frame: a cycle with all that its traceback sees
 
     def mend(self, draw: Draw) -> Draw:
         """Draw those steps again that cannot be sampled any more."""
-        store, sampler = self.sampler.store, self.sampler
-        with store.lock:
-            gone = ~store.access.can_sample(draw.step_ids)
-            if not gone.any():
-                return draw
-            other = self._drawn(sampler.draw_again, len(draw.step_ids))
-            self.redrawn += int(gone.sum())
-            weight = np.where(gone, other.weight, draw.weight).astype(np.float32)
-            return sampler.mend(draw, np.where(gone, other.step_ids, draw.step_ids), weight)
+        sampler = self.sampler
+        draw, count = sampler.mend(draw, lambda size: self._drawn(sampler.draw_again, size))
+        self.redrawn += count
+        return draw
 
     def _drawn(self, how: Callable[[int], Draw], size: int) -> Draw:
         while True:
@@ -188,6 +185,13 @@ class Pipeline:
         self._readers = Readers(threads, most, self._plan, self._fetch) if threads else None
         self._waiting: deque[Coming] = deque()
         self._announcing = Announcing()
+        planner.sampler.store.access.watch_plans(self)
+
+    def plan_all(self) -> None:
+        """Plan what is on its way, before steps come or go: a seed fixes the batches whatever the threads do."""
+        if self._pid == os.getpid():
+            for coming in list(self._waiting):
+                coming.pass_through(self._plan)
 
     def batches(self, waited: list[float]) -> Iterator[Batch]:
         """Yield batches without end; add to `waited[0]` the seconds that each call took."""
@@ -220,8 +224,8 @@ class Pipeline:
     def _request(self) -> None:
         """Have `depth` batches on their way, unless enough of them are.
 
-        The threads draw them, so that the learner need not wait; but not while steps may come at any time through a
-        writer: then a draw is made at once, so that a seed still fixes it.
+        The threads draw and plan them, so that the learner need not wait; but not while steps may come at any time
+        through a writer: then both is done at once, so that a seed still fixes the batch.
         """
         sampler = self._planner.sampler
         # A function of the batches delivered in all, so that a run that goes on after a cut asks at the same times.
@@ -229,7 +233,7 @@ class Pipeline:
         while len(self._waiting) < wanted:
             coming = Coming(sampler.request(self._draw))
             if not sampler.store.steady:
-                sampler.serve()
+                coming.pass_through(self._plan)
             self._waiting.append(coming)
             if self._readers is None:
                 coming.pass_through(self._plan)
@@ -237,10 +241,14 @@ class Pipeline:
                 self._readers.ask(coming)
 
     def _plan(self, coming: Coming) -> None:
-        self._planner.sampler.serve()
-        coming.planned = self._planner.plan(coming.request.result())
-        if not coming.planned[1].complete:
-            self._announcing.announce(coming.planned[1])
+        with self._planner.sampler.store.lock:
+            if coming.begun:
+                return
+            coming.begun = True
+            self._planner.sampler.serve()
+            planned = coming.planned = self._planner.plan(coming.request.result())
+        if not planned[1].complete:
+            self._announcing.announce(planned[1])
 
     def _fetch(self, coming: Coming) -> None:
         assert coming.planned is not None  # noqa: S101  by _plan

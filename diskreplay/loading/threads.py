@@ -24,18 +24,21 @@ class Coming:
     Attributes:
         request: What asked for its draw.
         planned: The draw and where its windows lie, from when that is known until they are read.
+        begun: Whether somebody plans it, or did.
     """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.planned: tuple[Draw, WindowPlan] | None = None
+        self.begun = False
+        self._over = False
         self._outcome: tuple[Draw, Batch] | Exception | None = None
         self._finished = threading.Lock()  # the cheapest thing to wait for
         self._finished.acquire()
 
     def pass_through(self, stage: Callable[[Coming], None]) -> None:
         """Have it planned or read; what goes wrong is for the one who waits, and ends it."""
-        if self._outcome is None:
+        if not self._over:
             try:
                 stage(self)
             except Exception as err:  # noqa: BLE001  raised by `result`
@@ -43,12 +46,14 @@ class Coming:
 
     def finish(self, outcome: tuple[Draw, Batch] | Exception) -> None:
         """Note what came of it."""
-        self.planned, self._outcome = None, outcome
+        self.planned, self._outcome, self._over = None, outcome, True
         self._finished.release()
 
     def let_go(self) -> None:
         """Give up the plan, which holds its files open, and the batch: nobody will ask for it."""
         self.planned = self._outcome = None
+        self._over = True
+        self.request.let_go()
 
     def result(self) -> tuple[Draw, Batch]:
         """Wait for draw and batch; return them, once: held here they would keep their buffer from being used again."""

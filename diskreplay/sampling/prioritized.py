@@ -59,14 +59,19 @@ class PrioritizedSampler(Sampler):
             raise ValueError(f"beta must be at least 0 and finite, got {beta!r}")
         if not 0 <= eps < np.inf:
             raise ValueError(f"eps must be at least 0 and finite, got {eps!r}")
-        self.alpha = float(alpha)
+        self._alpha = float(alpha)
         self._beta = beta
         self.eps = float(eps)
         self.stale = 0
         with store.lock:
             store.access.join(name, self, exclusive=True)
-            self._priorities = SegmentPriorities(store.access, name, self.alpha)
+            self._priorities = SegmentPriorities(store.access, name, self._alpha)
             super().__init__(store, seed=seed, name=name, resume=resume)
+
+    @property
+    def alpha(self) -> float:
+        """Return the exponent of the priorities; the sum tree is made with it."""
+        return self._alpha
 
     @property
     def beta(self) -> float | LinearSchedule:
@@ -167,6 +172,16 @@ class PrioritizedSampler(Sampler):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as a JSON object; the priorities themselves are committed beside it."""
         return {**super().state_dict(), "alpha": self.alpha, "largest": self.largest, "stale": self.stale}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `state_dict` returned; the priorities are as they are.
+
+        Raises:
+            SpecMismatchError: If it is another kind of sampler's, or damaged.
+        """
+        super().load_state_dict(state)
+        stale = state.get("stale")
+        self.stale = stale if isinstance(stale, int) else 0
 
     def collect(self) -> SamplerRecord:
         """Return the priorities that changed, the sums above them, and the state."""

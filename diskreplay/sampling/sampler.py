@@ -66,11 +66,20 @@ class Request:
         return self._made
 
     def result(self) -> Draw:
-        """Return the draw; it must have been served."""
-        if self._failed is not None:
-            raise self._failed
+        """Return the draw, or raise what went wrong, once; it must have been served."""
+        failed = self._failed
+        self.let_go()
+        if failed is not None:
+            try:
+                raise failed
+            finally:
+                del failed  # it holds this frame
         assert self._made is not None  # noqa: S101  served
         return self._made
+
+    def let_go(self) -> None:
+        """Forget what went wrong: its traceback holds this request, a cycle with all that it sees."""
+        self._failed = None
 
 
 class Sampler(ABC):
@@ -123,7 +132,12 @@ class Sampler(ABC):
         Raises:
             NotEnoughStepsError: If there is nothing to draw.
         """
-        return self.delivered(self.draw_ahead(batch_size))
+        with self.store.lock:
+            recalled = bool(self._drawn_before)
+            draw = self.draw_ahead(batch_size)
+            if recalled:  # steps may have been evicted since
+                draw, _ = self.mend(draw, self.draw_again)
+            return self.delivered(draw)
 
     def draw_ahead(self, batch_size: int) -> Draw:
         """Draw a batch that is to be delivered later: until then it is part of the sampler's state."""
@@ -191,13 +205,23 @@ class Sampler(ABC):
             self.batches_delivered += 1
         return draw
 
-    def mend(self, draw: Draw, step_ids: NDArray[np.int64], weight: NDArray[np.float32]) -> Draw:
-        """Change what a batch drawn ahead consists of; return it."""
+    def mend(self, draw: Draw, again: Callable[[int], Draw]) -> tuple[Draw, int]:
+        """Put steps that `again` draws in the place of those that cannot be sampled any more; return how many.
+
+        Raises:
+            StepEvictedError: If another process evicts while one looks what is gone.
+        """
         with self.store.lock:
-            mended = replace(draw, step_ids=step_ids, weight=weight)
+            gone = ~self.store.access.can_sample(draw.step_ids)
+            count = int(gone.sum())
+            if not count:
+                return draw, 0
+            other = again(len(draw.step_ids))
+            weight = np.where(gone, other.weight, draw.weight).astype(np.float32)
+            mended = replace(draw, step_ids=np.where(gone, other.step_ids, draw.step_ids), weight=weight)
             if draw.number in self._in_flight:
                 self._in_flight[draw.number] = mended
-            return mended
+            return mended, count
 
     def recall(self, draws: Sequence[Draw]) -> None:
         """Put back, in order, batches that were drawn ahead and will not be delivered: they come next again."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from diskreplay.storage.commit import SamplerRecord
+    from diskreplay.storage.priorities import SamplerCheckpoint
     from diskreplay.store.access import SamplerAccess
 
 UNSAMPLED = np.float32(-1.0)
@@ -68,11 +69,15 @@ class SegmentPriorities:
         self._free: list[int] = []
         self._version = -1
         self._cuts = 0
-        access.refresh()
-        self._restore()
+        self._rescaling = False
+        saved = access.load_sampler(name)
+        access.refresh()  # afterwards: segments have at least the rows that the checkpoint counts, or went
+        if saved is not None:
+            self._restore(saved)
         for _ in range(REFRESHES):
             try:
                 self.sync()
+                self._rescale()
                 break
             except StepEvictedError:  # by another process, since the refresh
                 access.refresh()
@@ -93,10 +98,10 @@ class SegmentPriorities:
             gone, segments, rows = segments[rows < 0], segments[rows >= 0], rows[rows >= 0]
         self._drop(gone.tolist())
         self._add(segments[self._place_of.find(segments) < 0].tolist())
-        self._take_in_cuts()
         places = self._place_of.find(segments)
         for at in np.flatnonzero(self._rows[places] != rows).tolist():
             self._extend(int(places[at]), int(segments[at]), int(rows[at]))
+        self._take_in_cuts()  # last: what is cut is a segment's last row
         self._version = version
 
     def leaves_of(self, step_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
@@ -150,7 +155,7 @@ class SegmentPriorities:
         self._version = -1
         self.sync()
 
-    def load(self, blocks: NDArray[np.int64], *, trusted: bool = True) -> None:
+    def load(self, blocks: NDArray[np.int64]) -> None:
         """Have the leaves of these blocks of the tree in memory. Cost: O(rows of those that are not).
 
         Their sums may be others then, if the priorities' owner went on or rows became final.
@@ -163,7 +168,7 @@ class SegmentPriorities:
             return
         missing = np.unique(blocks[~loaded])
         for block, priorities in self._stored(missing):
-            self._load(block, priorities, trusted=trusted)
+            self._load(block, priorities, trusted=not self._rescaling)
             self._unloaded -= 1
             if not self.tree.dense and 2 * self._unloaded < self.tree.blocks:
                 self.tree.dense = True
@@ -213,6 +218,7 @@ class SegmentPriorities:
         after = float(self.tree.block_totals(block))
         # pow() may differ in the last bit between processors, so not ==.
         if trusted and abs(after - before) > TOTALS_AGREE * max(after, before):
+            self.tree.set_block_total(block, before)  # not loaded: asked again, it must not be served
             raise CorruptStoreError(f"{where}: priorities sum to {after}, the checkpoint to {before}", segment=segment)
 
     def collect(self, record: SamplerRecord) -> None:
@@ -286,11 +292,8 @@ class SegmentPriorities:
     def _powers(self, priorities: NDArray[np.float32]) -> NDArray[np.float64]:
         return np.where(priorities < 0, 0.0, leaf_value(np.maximum(priorities, 0), self.alpha))
 
-    def _restore(self) -> None:
+    def _restore(self, saved: SamplerCheckpoint) -> None:
         """Put the committed sums where they were in the tree; leaves follow when they are touched."""
-        saved = self.access.load_sampler(self.name)
-        if saved is None:
-            return
         self.largest = np.float32(saved.state.get("largest", 1.0))
         live = self.access.rows_of(saved.segments) >= saved.rows
         self._next_update = saved.state.get("next_update", 0)
@@ -315,10 +318,18 @@ class SegmentPriorities:
         self.tree.set_block_totals(totals, places * self.blocks, counts)
         self._newest = int(segments.max())
         self._free = np.flatnonzero(self.segment < 0).tolist()
-        if saved.state.get("alpha") != self.alpha:
-            blocks = np.repeat(places * self.blocks - (np.cumsum(counts) - counts), counts) + np.arange(len(totals))
-            self.load(blocks, trusted=False)
-            self._changes.whole[blocks] = True
+        self._rescaling = saved.state.get("alpha") != self.alpha
+
+    def _rescale(self) -> None:
+        """Load everything, if the committed sums are of another alpha than this sampler's. Cost: O(rows) then."""
+        if not self._rescaling:
+            return
+        places = np.flatnonzero(self.segment >= 0)
+        counts = -(-self._rows[places] // self.size)
+        blocks = np.repeat(places * self.blocks - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
+        self.load(blocks)
+        self._changes.whole[blocks] = True
+        self._rescaling = False
 
     def _drop(self, segments: list[int]) -> None:
         """Free the places of segments that went."""

@@ -285,8 +285,6 @@ class Engine:
         self.load_codings(txn)
         if counters["evictions"] != self.seen["evictions"]:
             self._take_in_evictions(txn, int(counters["evictions"] - self.seen["evictions"]))
-        if counters["cuts"] != self.seen["cuts"]:
-            self._take_in_cuts(txn, counters)
         first = layout.segment_key(int(self.seen["seals"]))
         for _, key in txn.items("seals", start=first):
             records = txn.array("segments", key, layout.SEGMENT)
@@ -295,6 +293,8 @@ class Engine:
                 self._add_sealed(records)
         if self._sealed(txn) != txn.count("segments"):
             self._compare_all(txn, counters)
+        if counters["cuts"] != self.seen["cuts"]:  # after the seals: a tail is not cut
+            self._take_in_cuts(txn, counters)
         self._load_streams(txn)
         self.metadata = {**(txn.json("meta", b"metadata") or {}), **self.metadata_changes}
         self._see(counters)
@@ -387,6 +387,8 @@ class Engine:
             if table.slot(segment) in table.tails and stream.lock is None:
                 stream.tails = [tail for tail in stream.tails if tail.segment != segment]
                 self.take_sealed(record)
+                if record["cut"]:
+                    self.cuts.append(segment)  # samplers may know its last row as one of a running episode
 
     def _load_streams(self, txn: Reading) -> int:
         """Take in the streams that others write; return how many tail records that were."""

@@ -115,7 +115,7 @@ class Residency:
             ends = np.append(ends, np.int32(table.rows[slot] - 1))
             flags = np.append(flags, np.uint8(layout.INTERRUPTED | layout.CUT))
         elif len(ends) == table.n_ends[slot] + 1 and flags[-1] & layout.CUT:
-            table.cut_after(slot)  # by another process
+            ends, flags = ends[:-1].copy(), flags[:-1].copy()  # cut by another process: `refresh` takes that in
         if len(ends) != table.n_ends[slot]:
             self._gone(segment, "its episodes are missing from the index")
             return

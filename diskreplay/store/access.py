@@ -29,6 +29,13 @@ class Drawing(Protocol):
         """Make them."""
 
 
+class Planning(Protocol):
+    """A loader's batches on their way, of which some may not be planned yet."""
+
+    def plan_all(self) -> None:
+        """Plan them."""
+
+
 class SamplerAccess:
     """What a sampler needs of a store and a user does not. Call with the store's lock held.
 
@@ -46,6 +53,7 @@ class SamplerAccess:
         self._journals: dict[str, Journal] = {}
         self._participants: dict[str, weakref.ref[Participant]] = {}
         self._drawing: weakref.WeakSet[Drawing] = weakref.WeakSet()
+        self._planning: weakref.WeakSet[Planning] = weakref.WeakSet()
 
     @property
     def writable(self) -> bool:
@@ -56,6 +64,12 @@ class SamplerAccess:
         """Have the draws made that samplers were asked for, before steps come or go."""
         for sampler in list(self._drawing):
             sampler.serve()
+
+    def settle_plans(self) -> None:
+        """Have also planned what loaders have on its way, before steps come or go through this handle."""
+        self.settle()
+        for loading in list(self._planning):
+            loading.plan_all()
 
     def refresh(self) -> bool:
         """Take in what other processes committed."""
@@ -153,6 +167,10 @@ class SamplerAccess:
     def watch(self, sampler: Drawing) -> None:
         """Have a sampler serve its requests before steps come or go."""
         self._drawing.add(sampler)
+
+    def watch_plans(self, loading: Planning) -> None:
+        """Have a loader plan its batches before steps come or go through this handle."""
+        self._planning.add(loading)
 
     def join(self, name: str, participant: Participant, *, exclusive: bool = False) -> None:
         """Have a participant's state committed with the data; it takes the place of one of the same name.

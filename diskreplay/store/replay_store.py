@@ -203,7 +203,7 @@ class ReplayStore(StoreView):
         if not isinstance(stream, str) or not 0 < len(stream.encode()) <= 200:
             raise ValueError(f"a stream's name has 1 to 200 bytes, got {stream!r}")
         with self._engine.lock:
-            self.access.settle()
+            self.access.settle_plans()
             writer = StreamWriter(self, self._engine.claim(stream))
             self._writers.add(writer)
         return writer
@@ -230,7 +230,7 @@ class ReplayStore(StoreView):
             ReadOnlyError: If the store was opened with mode="r".
         """
         self._require_writable()
-        self.access.settle()
+        self.access.settle_plans()
         self._committer.commit(self.access.participants())
 
     def seal(self) -> None:
@@ -242,7 +242,7 @@ class ReplayStore(StoreView):
         self._require_writable()
         claimed = []
         with self._engine.lock:
-            self.access.settle()
+            self.access.settle_plans()
             self._engine.refresh()
             for stream in list(self._engine.streams.values()):
                 if stream.lock is None and stream.tails:
@@ -289,7 +289,7 @@ class ReplayStore(StoreView):
         self._require_writable()
         if isinstance(transitions, bool) or int(transitions) != transitions or transitions < 1:
             raise ValueError(f"transitions must be a whole number of at least 1, got {transitions!r}")
-        self.access.settle()
+        self.access.settle_plans()
         return self._committer.evict(int(transitions))
 
     def verify(self, *, quick: bool = False, progress: Callable[[int, int], None] | None = None) -> list[Problem]:

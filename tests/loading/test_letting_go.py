@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from diskreplay import ArraySpec, PrioritizedSampler, ReplayLoader, ReplayStore, StepSpec, UniformSampler
+from diskreplay.errors import CorruptionWarning, CorruptStoreError, NotEnoughStepsError
 from diskreplay.loading.pipeline import Pipeline
 from diskreplay.storage import ahead
 from diskreplay.storage.tail import Tail
@@ -76,6 +77,45 @@ def test_a_loader_that_failed(tmp_path, made, monkeypatch, threads):
             patch.setattr(ReplayStore, "plan", fail)
             with pytest.raises(OSError, match="no such disk"):
                 next(batches)
+        gone = weakref.ref(sampler)
+        del sampler, batches
+        assert gone() is None
+    del store
+    assert [reference() for reference in made] == [None] * len(made)
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("kind", [UniformSampler, PrioritizedSampler])
+def test_a_draw_that_failed(tmp_path, made, kind, threads):
+    """A request keeps what went wrong for the one who asked; of the others nobody asks."""
+    with ReplayStore.create(tmp_path / "a.replay", SPEC) as store:
+        sampler = kind(store, seed=0)
+        batches = iter(ReplayLoader(sampler, batch_size=4, threads=threads, prefetch=3))
+        with pytest.raises(NotEnoughStepsError):
+            next(batches)
+        gone = weakref.ref(sampler)
+        del sampler, batches
+        assert gone() is None
+    del store
+    assert [reference() for reference in made] == [None] * len(made)
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("mode", ["raise", "skip"])
+def test_a_damaged_chunk(tmp_path, made, mode, threads):
+    """Whether the error reaches the user or the segment is left out."""
+    with ReplayStore.create(tmp_path / "a.replay", SPEC, segment_steps=16) as store:
+        fill(store, episodes=8)
+        store.seal()
+        shard = min((store.path / "steps" / "observation").glob("c.*"))
+        shard.write_bytes(bytes(byte ^ 1 for byte in shard.read_bytes()))
+        sampler = PrioritizedSampler(store, seed=0)
+        batches = iter(ReplayLoader(sampler, batch_size=64, threads=threads, prefetch=3, on_corruption=mode))
+        with pytest.raises(CorruptStoreError) if mode == "raise" else pytest.warns(CorruptionWarning):
+            next(batches)
+        batches.close()
         gone = weakref.ref(sampler)
         del sampler, batches
         assert gone() is None
