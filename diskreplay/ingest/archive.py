@@ -111,7 +111,7 @@ class Archive:
             )
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
-                loaded = {member.column: np.asarray(arrays[member.column]) for member in members}
+                loaded = {member.column: np.asarray(arrays[f"{member.column}.npy"]) for member in members}
         except DAMAGE as err:
             raise self.error(f"damaged: {err}", hint="Write the file again.") from err
         for member in members:

@@ -7,13 +7,13 @@ data, and the same calls on a new store give the same store.
 from __future__ import annotations
 
 import secrets
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from gymnasium.vector.utils import iterate
 
-from diskreplay.errors import ReplayError, SpecMismatchError
+from diskreplay.errors import ReplayError, SpecMismatchError, WriterStateError
 from diskreplay.experience import StepSpec
 from diskreplay.ingest.destination import open_destination
 from diskreplay.ingest.environments import canonical_id, make_vector_env, preprocessing
@@ -213,8 +213,9 @@ class _Streams:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._closing.close()
-        if kind is not None and not issubclass(kind, ReplayError):
-            self._store.commit()  # a broken environment costs nothing that was recorded before
+        if kind is not None and (not issubclass(kind, ReplayError) or issubclass(kind, SpecMismatchError)):
+            with suppress(WriterStateError):  # a step was interrupted half-way
+                self._store.commit()  # a broken environment costs nothing that was recorded before
 
     @property
     def positions(self) -> list[int]:

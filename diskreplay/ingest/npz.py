@@ -231,12 +231,14 @@ def _cut(archive: Archive, arrays: Mapping[str, NDArray[Any]], spec: StepSpec) -
             "the store's observations or actions are nested, which an archive's are not",
             hint="Write nested steps with ReplayStore.writer.",
         )
-    count = len(arrays["rewards"])
+    count, actions = len(arrays["rewards"]), arrays["actions"]
+    if actions.ndim == 1 and spec.action.shape == (1,):
+        actions = actions[:, None]
     try:
         following = arrays.get("next_observations")
         columns = Columns(
             _rows(spec.observation, arrays["observations"]),
-            check_array(spec.action, arrays["actions"], count=count, in_space=True),
+            check_array(spec.action, actions, count=count, in_space=True),
             check_rewards(arrays["rewards"], count=count),
             check_flags("terminations", _flags(arrays["terminations"]), count=count),
             check_flags(

@@ -79,6 +79,11 @@ class Batches:
         return self._waited_before + self._loader.wait_seconds
 
     @property
+    def delivered(self) -> int:
+        """Return how many batches the sampler has delivered, in the runs before too."""
+        return self._loader.replay_sampler.batches_delivered
+
+    @property
     def skipped(self) -> dict[int, str]:
         """Return the damaged segments that were left out, and why."""
         return self._store.quarantined

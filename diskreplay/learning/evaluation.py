@@ -172,6 +172,9 @@ class _Stack:
 
 
 def _signature(spec: StepSpec) -> str:
-    observation = [f"{leaf.name} {leaf.dtype}{leaf.shape}" for leaf in spec.observation_leaves]
-    action = [f"{leaf.name} {leaf.kind} n={leaf.n}" for leaf in spec.action_leaves]
+    observation = [
+        f"{leaf.name} {leaf.dtype}{leaf.shape}" + (f" n={leaf.n} start={leaf.start}" if leaf.kind == "discrete" else "")
+        for leaf in spec.observation_leaves
+    ]
+    action = [f"{leaf.name} {leaf.kind} n={leaf.n} start={leaf.start}" for leaf in spec.action_leaves]
     return ", ".join(observation + action)

@@ -96,7 +96,7 @@ class Trainer:
         self.store, self.config = store, config
         self.folder = Path(out_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.env_id = config.eval_env or str(store.metadata.get("env_id", ""))
+        self.env_id = config.eval_env or _env_id_of(store, config)
         self.learner = Learner(store.spec, config)
         self._stop = threading.Event()
         found = self._find_checkpoint(resume=resume)
@@ -111,6 +111,13 @@ class Trainer:
             self._run, self.updates = found.run, found.updates
             self._clock = Stopwatch(found.seconds)
             self.batches = Batches(store, config, resume=True, wait_seconds=found.wait_seconds)
+            if self.batches.delivered != found.updates:
+                raise TrainingError(
+                    f"{store.path}: its sampler has delivered {self.batches.delivered:,} batches, the run made "
+                    f"{found.updates:,} updates: somebody else used the sampler of that name since",
+                    path=store.path,
+                    hint="Start anew in another folder; give samplers of your own another name.",
+                )
             self.learner.load_state_dict(found.learner)
         self._tally = Tally(self._clock.seconds, self.batches.wait_seconds)
         self._returns: list[float] = []
@@ -290,3 +297,21 @@ class Trainer:
     def _write(self, record: dict[str, Any]) -> None:
         self._log.write(record)
         self._on_report(record)
+
+
+def _env_id_of(store: ReplayStore, config: TrainConfig) -> str:
+    """Return the environment that the store's metadata name, if it is evaluated in.
+
+    Raises:
+        TrainingError: If making it would import a module: what a store says must not run code.
+    """
+    env_id = str(store.metadata.get("env_id", ""))
+    if not config.eval_episodes:
+        return ""
+    if ":" in env_id:
+        raise TrainingError(
+            f"{store.path}: its metadata name the environment {env_id!r}, which would import a module of that name",
+            path=store.path,
+            hint=f"If you trust it, say so: --eval-env {env_id}; or --eval-env none for no evaluation.",
+        )
+    return env_id

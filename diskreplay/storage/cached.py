@@ -92,7 +92,7 @@ def fields_to_keep(
 
 
 def read_rows(
-    fd: int, field: Field, coding: Coding, checks: NDArray[np.uint32], length: int
+    fd: int, field: Field, coding: Coding, checks: NDArray[np.uint32], length: int, rows: int
 ) -> NDArray[np.uint8] | None:
     """Return the rows of a raw shard, one after the other, or None if not every chunk is what was committed.
 
@@ -102,20 +102,23 @@ def read_rows(
         coding: How.
         checks: (chunks,) u32: the crc32c of each chunk, 0 from the first on that a short segment lacks.
         length: Of the file, in bytes.
+        rows: Of the segment: with fewer in the file, some would be read from behind the array.
     """
     size = coding.chunk_steps * field.row_bytes
     chunks = min(len(checks), (length - 16 * len(checks) - CRC_BYTES) // (size + CRC_BYTES))
+    if chunks * coding.chunk_steps < rows:
+        return None
     data = np.empty((chunks, size + CRC_BYTES), np.uint8)
     if not _fill(fd, data.reshape(-1)):
         return None
-    rows = np.empty((chunks, size), np.uint8)
+    out = np.empty((chunks, size), np.uint8)
     if native.AVAILABLE:
-        return rows if kernels.unframe(data, checks, rows) else None
+        return out if kernels.unframe(data, checks, out) else None
     for chunk, check in zip(data, checks.tolist(), strict=False):
         if google_crc32c.value(chunk[:-CRC_BYTES].tobytes()) != check:
             return None
-    rows[:] = data[:, :-CRC_BYTES]
-    return rows
+    out[:] = data[:, :-CRC_BYTES]
+    return out
 
 
 def read_coded(fd: int, index: NDArray[np.uint64], checks: NDArray[np.uint32], length: int) -> NDArray[np.uint8] | None:

@@ -123,6 +123,8 @@ class Committer:
             StoreFullError: If there is no room. Nothing of this commit counts; it can be tried again.
         """
         with self._one_at_a_time:
+            for stream in self.engine.streams.values():
+                stream.require_whole()
             if seal:
                 with self.engine.lock:
                     self._close_tails()
@@ -223,7 +225,7 @@ class Committer:
             with engine.index.read() as txn:
                 if engine.load_codings(txn):
                     return
-                if txn.counters()["seals"]:
+                if txn.count("segments") or txn.count("quarantine"):
                     # Making the arrays anew would remove the shards that are there.
                     raise CorruptStoreError(f"{engine.root}: the index has lost how the fields are coded")
             tail = jobs[0].tail

@@ -157,7 +157,7 @@ def shard_name(segment: int, dimensions: int) -> str:
 
 def shard_segment(path: str) -> int | None:
     """Return the segment that a shard's path names; None if it is no shard's."""
-    parts = Path(path).name.split(".")
+    parts = Path(path).name.removesuffix(" (deleted)").split(".")  # as /proc names an open file that was removed
     return int(parts[1]) if len(parts) > 1 and parts[0] == "c" and parts[1].isdecimal() else None
 
 

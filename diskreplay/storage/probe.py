@@ -46,8 +46,9 @@ def probe(index: Path) -> str:
         return "data.mdb is missing"
     size = data.stat().st_size
     try:
+        # -P: nothing is imported from the current folder, which may be the store itself.
         walk = subprocess.run(  # noqa: S603  our own interpreter; what may crash there must not crash us
-            [sys.executable, "-c", _WALK, str(index)],
+            [sys.executable, "-P", "-c", _WALK, str(index)],
             check=False,
             capture_output=True,
             text=True,

@@ -183,7 +183,7 @@ class Residency:
             if name in opened.fds and name not in opened.kept:
                 places, coded = self.table.by_field[name], self.codings[name].codec != "none"
                 with contextlib.suppress(OSError):
-                    kept = self._read_kept(opened, name, coded=coded)
+                    kept = self._read_kept(opened, name, int(self.table.rows[slot]), coded=coded)
                     if kept is not None:
                         opened.kept[name] = kept
                         (places.coded if coded else places.base)[slot] = kept.ctypes.data
@@ -193,11 +193,11 @@ class Residency:
                 opened.maps[name] = mapped
                 self.table.by_field[name].coded[slot] = mapped.address
 
-    def _read_kept(self, opened: OpenSegment, name: str, *, coded: bool) -> NDArray[np.uint8] | None:
+    def _read_kept(self, opened: OpenSegment, name: str, rows: int, *, coded: bool) -> NDArray[np.uint8] | None:
         fd, checks, length = opened.fds[name], opened.checks[name], opened.lengths[name]
         if coded:
             return read_coded(fd, opened.indexes[name], checks, length)
-        return read_rows(fd, self.fields[name], self.codings[name], checks, length)
+        return read_rows(fd, self.fields[name], self.codings[name], checks, length, rows)
 
     def forget(self, slot: int) -> None:
         """Stop offering a slot's files: its segment was evicted or the store is closing."""

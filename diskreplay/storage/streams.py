@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from diskreplay.errors import CorruptStoreError
+from diskreplay.errors import CorruptStoreError, WriterStateError
 
 if TYPE_CHECKING:
     from diskreplay.storage.locks import FileLock
@@ -25,6 +25,7 @@ class Stream:
         lock: Held while this process writes the stream.
         pinned: Whether eviction passes it over.
         closing: Whether its writer is closed and the lock is held only until its rows are committed.
+        torn: Whether something is being written, or was when an interrupt (Ctrl-C) came: rows and counts may disagree.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Stream:
     episodes: int = 0
     pinned: bool = False
     closing: bool = False
+    torn: bool = False
     taken: list[int] = field(default_factory=list)
     tails: list[Tail] = field(default_factory=list)
     lock: FileLock | None = None
@@ -42,6 +44,18 @@ class Stream:
     def open_tail(self) -> Tail | None:
         """Return the tail that the next row goes to, if there is one."""
         return self.tails[-1] if self.tails else None
+
+    def require_whole(self) -> None:
+        """Make sure that nothing was interrupted half-way.
+
+        Raises:
+            WriterStateError: If something was: committed, an episode would go on with another's observation.
+        """
+        if self.torn:
+            raise WriterStateError(
+                f"stream {self.name!r}: writing a step was interrupted half-way, so what is not committed cannot be",
+                hint="Close the store and open it anew: everything that was committed is there.",
+            )
 
     @property
     def dirty(self) -> bool:

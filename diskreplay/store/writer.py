@@ -61,9 +61,11 @@ class StreamWriter:
             self._check_open()
             self._end_running()
             tail = self._engine.tail_to_write(self._stream)
+            self._stream.torn = True
             tail.observe(values)
             self._follow()
             self._in_episode = True
+            self._stream.torn = False
         self._commit_if_full()
 
     def step(self, action: Any, reward: Any, terminated: Any, truncated: Any, next_observation: Any) -> int:
@@ -96,6 +98,7 @@ class StreamWriter:
         with engine.lock:
             tail = stream.tails[-1]
             segments = engine.take_segments(stream, int(tail.rows + 1 == engine.segment_steps))
+            stream.torn = True
             step_id = tail.act(acted, gain, terminated=ended, truncated=cut)
             stream.steps += 1
             for segment in segments:
@@ -106,6 +109,7 @@ class StreamWriter:
                 engine.end_episode(stream, ended * layout.TERMINATED | (cut and not ended) * layout.TRUNCATED)
                 self._in_episode = False
             self._follow()
+            stream.torn = False
         self._commit_if_full()
         return step_id
 
@@ -154,6 +158,7 @@ class StreamWriter:
             self._end_running()
             tail = engine.tail_to_write(stream)
             segments = engine.take_segments(stream, (tail.rows + count) // engine.segment_steps)
+            stream.torn = True
             while done < count:
                 part = slice(done, done + min(count - done, engine.segment_steps - tail.rows))
                 ids.append(tail.first_step_id + np.arange(tail.rows, tail.rows + part.stop - done))
@@ -171,6 +176,7 @@ class StreamWriter:
             flags = layout.TERMINATED if ended[-1] else layout.TRUNCATED if cut[-1] else layout.INTERRUPTED
             engine.end_episode(stream, flags)
             self._follow()
+            stream.torn = False
         self._commit_if_full()
         return np.concatenate(ids)
 
@@ -191,9 +197,11 @@ class StreamWriter:
 
     def _end_running(self) -> None:
         tail = self._stream.open_tail
-        if tail is not None and tail.pending:
+        if tail is not None and tail.pending and not self._stream.torn:
+            self._stream.torn = True
             self._engine.end_episode(self._stream, layout.INTERRUPTED)
             self._follow()
+            self._stream.torn = False
         self._in_episode = False
 
     def _follow(self) -> None:
@@ -213,6 +221,7 @@ class StreamWriter:
                 f"stream {self.name!r}: the writer is closed",
                 hint="Get another one from store.writer().",
             )
+        self._stream.require_whole()
 
     def _observed(self, value: Any, count: int | None = None) -> list[Any]:
         spec = self._spec

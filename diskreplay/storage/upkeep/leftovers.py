@@ -73,7 +73,7 @@ def candidates(root: Path, fields: Sequence[Field]) -> Iterator[Candidate]:
             if folder.name != ARRAY:
                 yield Candidate(folder, -1, partial=folder.name.endswith(PARTIAL))
             continue
-        shard = re.compile(r"c\.(0|[1-9][0-9]{0,18})" + re.escape(".0" * len(item.shape)))
+        shard = re.compile(r"c\.(0|[1-9][0-9]{0,11})" + re.escape(".0" * len(item.shape)))
         for path in _entries(folder):
             if path.name == ARRAY:
                 continue

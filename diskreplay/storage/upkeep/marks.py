@@ -80,8 +80,10 @@ def tell(first_row_id: int, columns: Mapping[str, NDArray[Any]], before: Run | N
     wrong += _contradictions(first_row_id, columns, ends, cut=cut)
     ended, stopped, reward = columns[TERMINATED], columns[TRUNCATED], columns[REWARD].astype(np.float64)
     starts, stops = np.concatenate([[0], ends + 1]), np.append(ends, rows)  # rows [start, stop) of a block are steps
-    sums, sizes = (np.concatenate([[0.0], np.cumsum(values)]) for values in (reward, np.abs(reward)))
-    steps, totals, weights = stops - starts, sums[stops] - sums[starts], sizes[stops] - sizes[starts]
+    reward[ends] = 0.0  # of no step
+    # Each episode by itself: differences of running sums would lose a small return behind a large one.
+    totals, weights = (np.add.reduceat(np.append(values, 0.0), starts) for values in (reward, np.abs(reward)))
+    steps = stops - starts
     steps[0] += run.steps
     totals[0] += run.total
     weights[0] += run.weight

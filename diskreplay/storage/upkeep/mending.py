@@ -152,6 +152,9 @@ def _arrays(draft: Draft, codings: Mapping[str, Any]) -> None:
             draft.note(f"{path.relative_to(draft.root)} is written anew: {wrong[str(path)].what}")
 
 
+MOST_SEGMENTS = 10**12
+
+
 def _files(draft: Draft) -> None:
     garbage = draft.old.garbage - set(draft.sound)
     for segment in draft.old.garbage & set(draft.sound):
@@ -163,7 +166,8 @@ def _files(draft: Draft) -> None:
         draft.put("garbage", layout.segment_key(segment), b"")
     named = (set(draft.sound) | garbage) - draft.dropped
     taken = {int(s) for data in draft.streams.values() for s in data.get("taken", [])} | set(draft.tails)
-    draft.ids = set().union(*draft.old.keys.values(), taken, (segment for _, segment in draft.old.tails))
+    ids = set().union(*draft.old.keys.values(), taken, (segment for _, segment in draft.old.tails))
+    draft.ids = {segment for segment in ids if segment < MOST_SEGMENTS}  # others are damaged keys
     for item in candidates(draft.root, draft.fields):
         draft.ids.add(item.segment)
         if item.partial or (item.segment not in named and item.segment not in taken):

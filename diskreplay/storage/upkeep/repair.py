@@ -269,14 +269,14 @@ def _replace_index(rebuilt: Rebuilt, root: Path, aside: Path, disk: Disk) -> Non
 
 def _keep_copy(root: Path, name: str, aside: Path, disk: Disk) -> None:
     """Keep what a rewritten file was; a file that cannot be read is moved."""
-    if (root / name).is_file():
+    if (root / name).is_file() and not (root / name).is_symlink():  # what a link names is not the store's
         _make_folders(disk, (aside / name).parent, root)
         try:
             disk.write_file(aside / name, (root / name).read_bytes())
         except OSError:
             disk.move(root / name, aside / name)
         disk.sync_directory((aside / name).parent)
-    elif (root / name).exists():
+    elif os.path.lexists(root / name):
         _move([name], root, aside, disk)
 
 
