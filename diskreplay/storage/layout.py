@@ -171,6 +171,9 @@ def stream_key(stream: int) -> bytes:
     return struct.pack(">I", stream)
 
 
+MOST_SEGMENTS = 10**12  # so that step ids fit 63 bits
+
+
 def segment_key(segment: int) -> bytes:
     """Return the key of a segment (or of a seal number)."""
     return struct.pack(">Q", segment)

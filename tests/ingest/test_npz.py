@@ -1,7 +1,10 @@
+import zipfile
+
 import numpy as np
 import pytest
 
 from diskreplay.errors import SourceError, SpecMismatchError, StoreNotFoundError
+from diskreplay.experience import ArraySpec, StepSpec
 from diskreplay.ingest import ingest_npz
 from diskreplay.store import ReplayStore
 
@@ -250,3 +253,21 @@ def test_wrong_arguments_are_value_errors(tmp_path, file):
         ingest_npz(tmp_path / "s", file, steps=0)
     with pytest.raises(SpecMismatchError, match="capacity"):
         ingest_npz(tmp_path / "s", file, capacity="lots")
+
+
+def test_a_second_member_of_a_columns_name_is_not_read(tmp_path):
+    """The one that was looked at is: another may be of any size."""
+    file = save(tmp_path / "a.npz", columns())
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("rewards", b"whatever this is")
+    assert ingest_npz(tmp_path / "s", file).steps == 6
+
+
+def test_actions_of_one_number_in_an_array(tmp_path):
+    """A store may have them of shape (1,): those of a file fit it as they are."""
+    spec = StepSpec(ArraySpec("observation", (3,), "float32"), ArraySpec("action", (1,), "int64", "box", low=0, high=3))
+    ReplayStore.create(tmp_path / "s", spec).close()
+    actions = np.array([0, 1, 2, 0, 1, 2])
+    ingest_npz(tmp_path / "s", save(tmp_path / "a.npz", columns(actions=actions[:, None])))
+    with ReplayStore.open(tmp_path / "s") as store:
+        assert store.read(store.step_ids_of(np.arange(6))).action.ravel().tolist() == actions.tolist()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from diskreplay import ReplayStore, StepSpec, UniformSampler
+from diskreplay import PrioritizedSampler, ReplayStore, StepSpec, UniformSampler
 from diskreplay.errors import NotEnoughStepsError, ReadOnlyError, SpecMismatchError, TrainingError
 from diskreplay.learning import TrainConfig, curve, load_policy, read_checkpoint, read_metrics, train
 from diskreplay.learning import checkpoint as checkpoints
@@ -398,3 +398,26 @@ def test_target_network_is_copied_every_n_updates(make_copy):
         else:
             assert torch.equal(now, kept)
             assert not torch.equal(now, online)
+
+
+def test_a_store_that_names_a_module_is_not_followed(make_copy, tmp_path):
+    """What a store from elsewhere says must not run code; without an evaluation nothing asks for it."""
+    store = make_copy()
+    store.update_metadata({"env_id": "module_beside_the_store:X-v0"})
+    with pytest.raises(TrainingError, match="module_beside_the_store") as error:
+        run(store, tmp_path / "a")
+    assert "--eval-env" in error.value.hint
+    assert run(store, tmp_path / "b", replace(CONFIG, eval_episodes=0)).updates == 60
+
+
+def test_a_sampler_that_others_used_meanwhile_is_not_the_runs(make_copy, tmp_path):
+    """Priorities, random numbers and beta are those of other batches."""
+    store = make_copy()
+    run(store, tmp_path)
+    store = reopen(store)
+    sampler = PrioritizedSampler(store, seed=0)
+    sampler.draw(8)
+    store.commit()
+    del sampler
+    with pytest.raises(TrainingError, match="somebody else"):
+        run(store, tmp_path, replace(CONFIG, updates=80), resume=True)

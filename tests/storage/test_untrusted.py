@@ -24,7 +24,10 @@ from diskreplay import (
     StepSpec,
 )
 from diskreplay.storage import layout
+from diskreplay.storage.cached import read_rows
+from diskreplay.storage.fields import Coding, Field
 from diskreplay.storage.index import Index
+from diskreplay.storage.probe import probe
 from diskreplay.storage.upkeep.repair import repair_store
 from diskreplay.storage.upkeep.verify import verify_path
 from tests.conftest import fill
@@ -312,3 +315,66 @@ def test_a_folder_in_the_place_of_the_readers_table_does_not_cost_the_index(path
     with pytest.raises(CorruptStoreError, match="no regular file") as caught:
         repair_store(path)
     assert "rebuild" not in caught.value.hint
+
+
+def test_looking_at_a_store_imports_nothing_from_it(path, monkeypatch):
+    """The walk of an index is a Python process of its own, and the current folder may be the store."""
+    (path / "lmdb.py").write_text("open('was-run', 'w').close(); raise SystemExit(0)")
+    monkeypatch.chdir(path)
+    assert probe(path / layout.INDEX) == ""
+    assert not (path / "was-run").exists()
+
+
+def test_repair_does_not_read_through_links(path, tmp_path):
+    """What a link names is not the store's, and would be copied into `lost+found`."""
+    (tmp_path / "secret").write_text("not to be seen")
+    document = path / "steps" / "reward" / "zarr.json"
+    document.unlink()
+    document.symlink_to(tmp_path / "secret")
+    repair_store(path)
+    kept = [file for file in (path / "lost+found").rglob("*") if file.is_file() and not file.is_symlink()]
+    assert kept
+    assert not any(b"not to be seen" in file.read_bytes() for file in kept)
+    assert verify_path(path).sound
+
+
+@pytest.mark.parametrize("number", [4_000_000_000_000_000_000, 9_999_999_999_999_999_999])
+def test_a_foreign_file_with_an_impossible_number(path, number):
+    """Repair moves it aside; the next segment is not numbered after it."""
+    (path / "steps" / "reward" / f"c.{number}").write_bytes(b"x")
+    repair_store(path)
+    use(path)
+    assert verify_path(path).sound
+
+
+@pytest.mark.parametrize("table", ["segments", "files", "checks", "episodes", "tails"])
+@pytest.mark.parametrize("bit", [0x80, 0x40, 0x20])
+def test_a_flipped_bit_of_a_key(path, table, bit):
+    """It names a segment far beyond all others. After repair the store goes on."""
+    with Index(path / layout.INDEX).read() as txn:
+        *_, (key, value) = txn.raw_items(table)
+    data = bytearray((path / layout.INDEX / "data.mdb").read_bytes())
+    at = [i for i in range(len(data)) if data.startswith(key + value, i)]
+    assert at
+    for i in at:
+        data[i + (4 if table == "tails" else 0)] ^= bit
+    (path / layout.INDEX / "data.mdb").write_bytes(data)
+    assert not verify_path(path).sound
+    repair_store(path)
+    use(path)
+    assert verify_path(path).sound
+
+
+def test_a_shard_of_fewer_chunks_than_its_segment_has_rows(path):
+    """Rows behind the last chunk are not served out of whatever lies there in memory."""
+    field = Field("reward", (), "float32", "outcome", hot=True)
+    rows = np.arange(32, dtype=np.float32)
+    shard = path / "shard"
+    shard.write_bytes(b"".join(layout.seal_value(rows[i : i + 16].tobytes()) for i in (0, 16)) + bytes(2 * 16 + 4))
+    checks = np.array([layout.record_checksum(layout.seal_value(rows[i : i + 16].tobytes())) for i in (0, 16)], "<u4")
+    with shard.open("rb") as file:
+        arguments = file.fileno(), field, Coding("none", 16), checks, shard.stat().st_size
+        kept = read_rows(*arguments, 32)
+        assert kept is not None
+        assert kept.reshape(-1).view(np.float32).tolist() == rows.tolist()
+        assert read_rows(*arguments, 33) is None

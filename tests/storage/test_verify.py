@@ -262,3 +262,34 @@ def test_no_transaction_is_open_while_files_are_read(path):
     assert seen
     assert any(seen)
     assert busy == []
+
+
+def test_a_stream_made_while_one_verifies_is_no_finding(make_store):
+    """Nor are the priorities of its steps."""
+    store = make_store()
+    sampler = PrioritizedSampler(store, seed=0)
+    ids = fill(store)
+    store.commit()
+
+    def go_on(*_):
+        if "another" not in store.streams:
+            fill(store, episodes=1, stream="another")
+            store.commit()
+            sampler.update_priorities(ids[:1], [2.0])
+            store.commit()
+
+    assert verify_path(store.path, progress=go_on).problems == []
+    assert "another" in store.streams
+
+
+@pytest.mark.parametrize("large", [1e10, 1e15])
+def test_a_small_return_behind_a_large_one(make_store, large):
+    """Each episode is summed by itself."""
+    store = make_store()
+    flags = np.array([False, False, True])
+    with store.writer("a") as writer:
+        for reward in (large, 0.1, 0.1):
+            seen = np.zeros((4, 3), np.float32)
+            writer.write_episode(seen, np.zeros(3, int), np.full(3, reward, np.float32), flags, np.zeros(3, bool))
+    store.seal()
+    assert store.verify() == []

@@ -12,8 +12,9 @@ import time
 import numpy as np
 import pytest
 
-from diskreplay import ReplayStore, StepEvictedError, StoreFullError, UniformSampler
+from diskreplay import ReplayStore, StepEvictedError, StoreFullError, UniformSampler, WriterStateError
 from diskreplay.storage.durable import Disk
+from diskreplay.storage.tail import Tail
 from tests.conftest import fill
 
 
@@ -375,3 +376,34 @@ def test_an_episode_that_begins_with_a_sealed_away_row_keeps_its_first_step(make
     assert store.episodes().first_step_id.tolist() == [0, 16]
     assert store.read([16]).observation.tolist() == [[1.0, 1.0, 1.0]]
     assert store.verify() == []
+
+
+@pytest.mark.parametrize("name", ["observe", "act"])
+def test_a_step_that_was_interrupted_half_way_is_never_committed(make_store, monkeypatch, name):
+    """Else the episode would go on with the first observation of another."""
+    store = make_store()
+    before = fill(store)
+    store.commit()
+    writer = store.writer("a")
+    writer.reset(np.zeros(3, np.float32))
+    writer.step(0, 0.0, False, False, np.zeros(3, np.float32))
+    done = getattr(Tail, name)
+
+    def interrupted(*args, **options):
+        done(*args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tail, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        writer.step(1, 1.0, False, False, np.ones(3, np.float32))
+    monkeypatch.undo()
+    for refused in (store.commit, store.seal, lambda: writer.reset(np.zeros(3, np.float32))):
+        with pytest.raises(WriterStateError, match="interrupted half-way"):
+            refused()
+    writer.close()
+    store.close()
+    with ReplayStore.open(store.path, mode="a") as store:
+        assert len(store) == len(before)
+        fill(store)
+        store.commit()
+        assert store.verify() == []
