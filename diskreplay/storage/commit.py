@@ -123,10 +123,9 @@ class Committer:
             StoreFullError: If there is no room. Nothing of this commit counts; it can be tried again.
         """
         with self._one_at_a_time:
-            for stream in self.engine.streams.values():
-                stream.require_whole()
             if seal:
                 with self.engine.lock:
+                    self._require_whole()
                     self._close_tails()
             try:
                 self._commit(participants)
@@ -173,6 +172,7 @@ class Committer:
     def _commit(self, participants: Sequence[Participant]) -> None:
         engine = self.engine
         with engine.lock:
+            self._require_whole()
             jobs = [
                 _Job(stream, tail)
                 for stream in engine.streams.values()
@@ -189,6 +189,11 @@ class Committer:
         with engine.lock:
             self._transact(jobs, participants)
         self._sweep()
+
+    def _require_whole(self) -> None:
+        """Make sure that no step was interrupted half-way. With the lock held nobody is about one."""
+        for stream in self.engine.streams.values():
+            stream.require_whole()
 
     def _sweep(self) -> None:
         """Do step 5. The commit counts already, so what cannot be removed now is left for the next one."""
@@ -247,16 +252,19 @@ class Committer:
     def _transact(self, jobs: list[_Job], participants: Sequence[Participant]) -> None:
         """Do step 3, and 4."""
         engine = self.engine
+        self._require_whole()  # again: writers went on meanwhile
+        jobs = [job for job in jobs if job.stream.lock is not None]  # of others the tails may be another's by now
         records = [(p, p.collect()) for p in participants]
         before = {s.number: s.last_segment for s in engine.streams.values()}
         try:
             with engine.index.write() as txn:
                 counters = txn.counters()
                 alone = counters["commits"] == engine.seen["commits"]
-                self._put_streams(txn, jobs, counters)
+                jobs, lost = self._split(txn, jobs)
+                self._put_streams(txn, jobs, lost, counters)
                 put_quarantine(txn, engine, counters)
                 evicted = self._evict(txn, counters, self.capacity)
-                gone = self._gone(txn, evicted)
+                gone = self._gone(txn, [*evicted, *(job.tail.segment for job in lost)])
                 for _, record in records:
                     if record is not None:
                         _put_sampler(txn, record, gone)
@@ -270,6 +278,9 @@ class Committer:
                 engine.streams[number].last_segment = segment
             raise
         self._follow(jobs, evicted, counters, alone=bool(alone))
+        for job in lost:
+            engine.drop(job.tail.segment)
+            self._garbage.add(job.tail.segment)
         for participant, record in records:
             if record is not None:
                 participant.committed()
@@ -302,12 +313,25 @@ class Committer:
         engine.steps_evicted = int(counters["steps_evicted"])
         engine.episodes_evicted = int(counters["episodes_evicted"])
 
-    def _put_streams(self, txn: Writing, jobs: list[_Job], counters: Any) -> None:
+    def _split(self, txn: Writing, jobs: list[_Job]) -> tuple[list[_Job], list[_Job]]:
+        """Return the jobs, and apart those of segments that went: a commit that failed sealed them and counted."""
+        left: list[_Job] = []
+        lost: list[_Job] = []
+        for job in jobs:
+            segment, record = job.tail.segment, txn.json("streams", layout.stream_key(job.stream.number)) or {}
+            known = segment in [*record.get("tails", []), *record.get("taken", [])]
+            known |= txn.has("segments", layout.segment_key(segment))
+            (left if known else lost).append(job)
+        return left, lost
+
+    def _put_streams(self, txn: Writing, jobs: list[_Job], lost: list[_Job], counters: Any) -> None:
         for job in jobs:
             self._put_segment(txn, job, counters)
-        sealed = {job.tail.segment for job in jobs}
+        for job in lost:
+            job.stream.last_segment = max(job.stream.last_segment, job.tail.segment)
+        sealed = {job.tail.segment for job in (*jobs, *lost)}
         for stream in self.engine.streams.values():
-            if (stream.lock is not None and stream.dirty) or any(job.stream is stream for job in jobs):
+            if (stream.lock is not None and stream.dirty) or any(job.stream is stream for job in (*jobs, *lost)):
                 known = txn.json("streams", layout.stream_key(stream.number)) or {}
                 counters["transitions"] += stream.steps - int(known.get("steps", 0))
                 self._put_tail(txn, stream, sealed)
@@ -330,12 +354,14 @@ class Committer:
         tail, stream, key = job.tail, job.stream, layout.segment_key(job.tail.segment)
         record = np.zeros(1, layout.SEGMENT)
         entry = record[0]
-        entry["segment"], entry["previous"] = tail.segment, stream.last_segment
+        # A commit whose end failed may count all the same: then the record is there, with its own seal number, and the
+        # stream's last segment may be this one already.
+        known = txn.array("segments", key, layout.SEGMENT)
+        entry["segment"] = tail.segment
+        entry["previous"] = stream.last_segment if known is None else known[0]["previous"]
         entry["stream"], entry["rows"] = stream.number, tail.rows
         layout.note_episodes(entry, tail.episodes[: tail.n_ends])
         entry["bytes_on_disk"] = sum(item.length for item in job.files)
-        # A commit whose end failed may count all the same: then it has its seal number already.
-        known = txn.array("segments", key, layout.SEGMENT)
         seal = counters["seals"] if known is None else known[0]["seal"]
         entry["sealed_at"], entry["seal"] = time.time(), seal
         files = np.array([tuple(item) for item in job.files], layout.FILE)

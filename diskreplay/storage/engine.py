@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from diskreplay.experience import StepSpec
     from diskreplay.storage.index import Index
-    from diskreplay.storage.transactions import Reading, Writing
+    from diskreplay.storage.transactions import Reading
 
 
 _alive: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -128,10 +128,14 @@ class Engine:
             lock.release()
             raise
         stream.lock = lock
-        self._set_aside_leftovers(stream)
-        tail = stream.open_tail
-        if tail is not None and tail.pending:
-            self.end_episode(stream, layout.INTERRUPTED)
+        try:
+            self._set_aside_leftovers(stream)
+            tail = stream.open_tail
+            if tail is not None and tail.pending:
+                self.end_episode(stream, layout.INTERRUPTED)
+        except BaseException:
+            self.release(stream)
+            raise
         return stream
 
     def release(self, stream: Stream) -> None:
@@ -157,14 +161,19 @@ class Engine:
         mine = stream.lock is not None
         if not mine:
             self.claim(stream.name)
-        with self.index.write() as txn:
-            key, counters = layout.stream_key(stream.number), txn.counters()
-            txn.put_json("streams", key, {**(txn.json("streams", key) or {}), "pinned": pinned})
-            counters["commits"] += 1  # so that others take it in
-            txn.put_counters(counters)
-        stream.pinned = pinned
-        if not mine:
-            self.keep_until_committed(stream)
+        try:
+            with self.index.write() as txn:
+                key, counters = layout.stream_key(stream.number), txn.counters()
+                record = txn.json("streams", key)
+                if record is None:
+                    raise CorruptStoreError(f"{self.root}: the index has no record of stream {stream.name!r}")
+                txn.put_json("streams", key, {**record, "pinned": pinned})
+                counters["commits"] += 1  # so that others take it in
+                txn.put_counters(counters)
+            stream.pinned = pinned
+        finally:
+            if not mine:
+                self.keep_until_committed(stream)
 
     def tail_to_write(self, stream: Stream) -> Tail:
         """Return the stream's tail that has room for a row; start a segment if there is none."""
@@ -383,8 +392,11 @@ class Engine:
         table.add_sealed(fresh)
         self.episodes_sealed += int(fresh["episodes"].sum(dtype=np.int64))
         for record in records[known] if table.tails else ():
-            segment, stream = int(record["segment"]), self.streams[int(record["stream"])]
-            if table.slot(segment) in table.tails and stream.lock is None:
+            segment = int(record["segment"])
+            if table.slot(segment) not in table.tails:
+                continue
+            stream = self.streams[int(record["stream"])]
+            if stream.lock is None:
                 stream.tails = [tail for tail in stream.tails if tail.segment != segment]
                 self.take_sealed(record)
                 if record["cut"]:
@@ -442,13 +454,10 @@ class Engine:
             for stream in self.streams.values():
                 if stream.name == name:
                     return stream
-            return self._make_stream(txn, name)
-
-    def _make_stream(self, txn: Writing, name: str) -> Stream:
-        counters = txn.counters()
-        stream = Stream(int(counters["next_stream"]), name)
-        counters["next_stream"] += 1
-        txn.put_counters(counters)
-        txn.put_json("streams", layout.stream_key(stream.number), stream.to_json([]))
-        self.streams[stream.number] = stream
-        return stream
+            counters = txn.counters()
+            made = Stream(int(counters["next_stream"]), name)
+            counters["next_stream"] += 1
+            txn.put_counters(counters)
+            txn.put_json("streams", layout.stream_key(made.number), made.to_json([]))
+        self.streams[made.number] = made  # known from when it is there: another process may get the number else
+        return made

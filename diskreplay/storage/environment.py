@@ -117,13 +117,15 @@ class Environment:
             txn = Transaction(self._begin(write=write), self._databases, self._within)
             try:
                 yield txn
+                if write:
+                    self._commit(txn)
+                else:
+                    txn.lmdb.abort()
             except BaseException:
-                txn.lmdb.abort()
+                # Whatever it is, Ctrl-C before the commit too: others would wait for the write lock.
+                with contextlib.suppress(lmdb.Error):
+                    txn.lmdb.abort()
                 raise
-            if write:
-                self._commit(txn)
-            else:
-                txn.lmdb.abort()
 
     def require_in_place(self) -> None:
         """Make sure that what is written beside the index, by its path, goes into the same store.

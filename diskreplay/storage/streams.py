@@ -59,8 +59,8 @@ class Stream:
 
     @property
     def dirty(self) -> bool:
-        """Return whether something of it is not committed."""
-        return any(tail.dirty for tail in self.tails)
+        """Return whether something of it is not committed, or is about to be sealed."""
+        return any(tail.dirty or tail.full for tail in self.tails)
 
     def to_json(self, tails: list[Tail]) -> dict[str, Any]:
         """Return the record that goes into the index together with the rows of these tails."""

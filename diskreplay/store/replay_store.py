@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from pathlib import Path
@@ -230,8 +231,10 @@ class ReplayStore(StoreView):
             ReadOnlyError: If the store was opened with mode="r".
         """
         self._require_writable()
-        self.access.settle_plans()
-        self._committer.commit(self.access.participants())
+        with self._engine.lock:
+            self.access.settle_plans()
+            participants = self.access.participants()
+        self._committer.commit(participants)
 
     def seal(self) -> None:
         """Commit, and turn the tails into segments however short, so that zarr holds every step.
@@ -241,17 +244,16 @@ class ReplayStore(StoreView):
         """
         self._require_writable()
         claimed = []
-        with self._engine.lock:
-            self.access.settle_plans()
-            self._engine.refresh()
-            for stream in list(self._engine.streams.values()):
-                if stream.lock is None and stream.tails:
-                    try:
-                        claimed.append(self._engine.claim(stream.name))
-                    except StoreLockedError:
-                        continue
         try:
-            self._committer.commit(self.access.participants(), seal=True)
+            with self._engine.lock:
+                self.access.settle_plans()
+                self._engine.refresh()
+                for stream in list(self._engine.streams.values()):
+                    if stream.lock is None and stream.tails:
+                        with contextlib.suppress(StoreLockedError):
+                            claimed.append(self._engine.claim(stream.name))
+                participants = self.access.participants()
+            self._committer.commit(participants, seal=True)
         finally:
             with self._engine.lock:
                 for stream in claimed:
@@ -289,7 +291,8 @@ class ReplayStore(StoreView):
         self._require_writable()
         if isinstance(transitions, bool) or int(transitions) != transitions or transitions < 1:
             raise ValueError(f"transitions must be a whole number of at least 1, got {transitions!r}")
-        self.access.settle_plans()
+        with self._engine.lock:
+            self.access.settle_plans()
         return self._committer.evict(int(transitions))
 
     def verify(self, *, quick: bool = False, progress: Callable[[int, int], None] | None = None) -> list[Problem]:

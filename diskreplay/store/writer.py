@@ -81,8 +81,9 @@ class StreamWriter:
         Raises:
             SpecMismatchError: If a value does not fit the spec; nothing is written.
             WriterStateError: If no episode is going on, or the writer is closed.
-            StoreFullError: If a full segment could not be committed. The step is kept all the same: do not
-                repeat it; make room and go on, or call `ReplayStore.commit`.
+            StoreFullError: If a full segment could not be committed. The step is kept all the same (`steps` counts
+                it): do not repeat it; make room and go on, or call `ReplayStore.commit`. Or if a new segment could not
+                be begun: then the step is not kept, its episode ends as interrupted, and `reset` begins the next.
         """
         self._check_open()
         if not self._in_episode:
@@ -97,7 +98,11 @@ class StreamWriter:
         engine, stream = self._engine, self._stream
         with engine.lock:
             tail = stream.tails[-1]
-            segments = engine.take_segments(stream, int(tail.rows + 1 == engine.segment_steps))
+            try:
+                segments = engine.take_segments(stream, int(tail.rows + 1 == engine.segment_steps))
+            except BaseException:
+                self._end_running()  # the step is not kept, so the next one must not go on from before it
+                raise
             stream.torn = True
             step_id = tail.act(acted, gain, terminated=ended, truncated=cut)
             stream.steps += 1
@@ -132,7 +137,8 @@ class StreamWriter:
 
         Raises:
             SpecMismatchError: If something does not fit; nothing is written.
-            StoreFullError: If a full segment could not be committed; the episode is kept, as in `step`.
+            StoreFullError: If a full segment could not be committed; the episode is kept, as in `step`. Or if new
+                segments could not be begun: then nothing of it is.
         """
         self._check_open()
         try:
