@@ -9,7 +9,9 @@ class Gate:
     """Let any number of threads in, as deep as they like; or close, once all are out."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
+        # Taken by itself, not through the condition, whose own methods are Python: an interrupt in them keeps it.
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
         self._inside = 0
         self._closed = False
         self._local = threading.local()
@@ -22,7 +24,7 @@ class Gate:
     def __enter__(self) -> None:
         depth = self.depth
         if not depth:
-            with self._condition:
+            with self._lock:
                 while self._closed:
                     self._condition.wait()
                 self._inside += 1
@@ -31,7 +33,7 @@ class Gate:
     def __exit__(self, *_: object) -> None:
         self._local.depth = depth = self.depth - 1
         if not depth:
-            with self._condition:
+            with self._lock:
                 self._inside -= 1
                 self._condition.notify_all()
 
@@ -39,7 +41,7 @@ class Gate:
         """Wait until nobody is inside, and let nobody in; return whether that came true in time."""
         if self.depth:
             return False
-        with self._condition:
+        with self._lock:
             if not self._condition.wait_for(lambda: not self._closed, patience):
                 return False
             self._closed = True
@@ -51,6 +53,6 @@ class Gate:
 
     def open(self) -> None:
         """Let threads in again."""
-        with self._condition:
+        with self._lock:
             self._closed = False
             self._condition.notify_all()

@@ -186,7 +186,7 @@ def test_a_seal_that_was_cut_off_is_done_again(make_store):
 
 
 def test_an_index_without_room_for_a_segment_leaves_the_stream_as_it_was(make_store, monkeypatch):
-    """The step that would start a segment is refused whole, and can be given again."""
+    """The step that would start a segment is refused whole, and its episode ends: others may go on or repeat it."""
     store = make_store(segment_steps=4)
     writer = store.writer("a")
     writer.reset(at(0))
@@ -201,15 +201,12 @@ def test_an_index_without_room_for_a_segment_leaves_the_stream_as_it_was(make_st
         patch.setattr(store._engine, "take_segments", lambda stream, count: full(count) if count else [])
         with pytest.raises(StoreFullError):
             writer.step(0, 3, False, False, at(4))
-    assert len(store) == 3
-    assert writer.step(0, 3, False, False, at(4)) == 3
-    with monkeypatch.context() as patch:
-        patch.setattr(store._engine, "take_segments", lambda stream, count: full(count) if count else [])
+        assert (len(store), writer.steps, writer.episodes) == (3, 3, 1)
         with pytest.raises(StoreFullError):
             writer.write_episode(*episode)
-    assert len(store) == 4
+    assert len(store) == 3
     assert len(writer.write_episode(*episode)) == 9
-    assert store.read([0, 1, 2, 3]).next_observation[:, 0].tolist() == [1, 2, 3, 4]
+    assert store.read([0, 1, 2]).next_observation[:, 0].tolist() == [1, 2, 3]
 
 
 def test_every_file_write_goes_through_the_seam(make_store, monkeypatch):
