@@ -153,7 +153,8 @@ class Committer:
                     evicted = self._evict(txn, counters, limit)
                     counters["commits"] += bool(evicted)
                     txn.put_counters(counters)
-                self._forget(evicted, counters)
+                with engine.changing():
+                    self._forget(evicted, counters)
             self._sweep()
         return before - int(counters["transitions"])
 
@@ -192,6 +193,7 @@ class Committer:
 
     def _require_whole(self) -> None:
         """Make sure that no step was interrupted half-way. With the lock held nobody is about one."""
+        self.engine.require_whole()
         for stream in self.engine.streams.values():
             stream.require_whole()
 
@@ -214,15 +216,20 @@ class Committer:
             if stream.lock is None or tail is None or not tail.rows or tail.full:
                 continue
             segments = engine.take_segments(stream, int(tail.pending))
-            tail.pending, tail.closed = False, True
-            if segments and not tail.running.length:
-                tail.running = Running()  # it begins with the row that moves on
-            engine.table.follow_tail(engine.table.slot(tail.segment), tail)
-            for segment in segments:
-                new = engine.start_tail(stream, segment)
-                names = [item.name for item in engine.fields if item.role == "observation"]
-                new.observe([tail.arrays[name][tail.rows] for name in names])
-                engine.table.follow_tail(engine.table.slot(new.segment), new)
+            with engine.changing():
+                self._close(stream, tail, segments)
+
+    def _close(self, stream: Stream, tail: Tail, segments: list[int]) -> None:
+        engine = self.engine
+        tail.pending, tail.closed = False, True
+        if segments and not tail.running.length:
+            tail.running = Running()  # it begins with the row that moves on
+        engine.table.follow_tail(engine.table.slot(tail.segment), tail)
+        for segment in segments:
+            new = engine.start_tail(stream, segment)
+            names = [item.name for item in engine.fields if item.role == "observation"]
+            new.observe([tail.arrays[name][tail.rows] for name in names])
+            engine.table.follow_tail(engine.table.slot(new.segment), new)
 
     def _choose_codings(self, jobs: list[_Job]) -> None:
         engine = self.engine
@@ -277,10 +284,11 @@ class Committer:
             for number, segment in before.items():
                 engine.streams[number].last_segment = segment
             raise
-        self._follow(jobs, evicted, counters, alone=bool(alone))
-        for job in lost:
-            engine.drop(job.tail.segment)
-            self._garbage.add(job.tail.segment)
+        with engine.changing():
+            self._follow(jobs, evicted, counters, alone=bool(alone))
+            for job in lost:
+                engine.drop(job.tail.segment)
+                self._garbage.add(job.tail.segment)
         for participant, record in records:
             if record is not None:
                 participant.committed()

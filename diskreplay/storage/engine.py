@@ -6,6 +6,7 @@ be called with `engine.lock` held.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
@@ -14,7 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from diskreplay.errors import CorruptStoreError
+from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import layout
 from diskreplay.storage.ahead import Ahead
 from diskreplay.storage.durable import Disk
@@ -28,6 +29,7 @@ from diskreplay.storage.table import SegmentTable
 from diskreplay.storage.tail import Tail
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -87,12 +89,33 @@ class Engine:
         self.quarantined: dict[int, str] = {}
         self.quarantine_changes: dict[int, Any] = {}
         self.cuts: list[int] = []
+        self.torn = False
         self.episodes_sealed = 0
         self.steps_evicted = 0
         self.episodes_evicted = 0
         self.seen = np.zeros(1, layout.COUNTERS)[0]
         self._load()
         _alive.add(self)
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change what belongs together, with the lock held: what an interrupt (Ctrl-C) leaves is not used again."""
+        self.torn = True
+        yield
+        self.torn = False
+
+    def require_whole(self) -> None:
+        """Make sure that no change of this handle's tables was interrupted; call with the lock held.
+
+        Raises:
+            ReplayError: If one was: rows could be read from where others lie now.
+        """
+        if self.torn:
+            raise ReplayError(
+                f"{self.root}: taking in a commit was interrupted half-way, so this handle is of no use any more",
+                path=self.root,
+                hint="Close it and open the store anew: everything that was committed is there.",
+            )
 
     def refresh(self) -> bool:
         """Take in what other processes committed; return whether there was anything."""

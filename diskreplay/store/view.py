@@ -146,6 +146,7 @@ class StoreView:
         check_window(n_step, gamma, frame_stack, padding)
         ids = as_step_ids(step_ids)
         with self._engine.lock:
+            self._engine.require_whole()
             return self._engine.reader.plan(
                 ids,
                 n_step=n_step,
