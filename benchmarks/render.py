@@ -221,6 +221,7 @@ def _lines(axis: Any, cases: Sequence[dict[str, Any]], measure: str, label: str)
         axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter(FuncFormatter(_tick))
     axis.set_xlabel(label, fontsize=8)
     axis.set_ylabel(unit(measure), fontsize=8)
     axis.legend(fontsize=7, frameon=False)
