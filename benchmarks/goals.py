@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 Case = dict[str, Any]
 LESS_IS_BETTER = ("seconds", "bytes", "share")
@@ -49,23 +49,26 @@ def ratios(case: Case, ours: str, beside: str, measure: str) -> list[float]:
 
 def at_least(case: Case, work: str, ours: str, beside: str, measure: str, least: float) -> Verdict:
     """Judge how many times better ours is than a rival."""
-    found = ratios(case, ours, beside, measure)
-    goal = f"at least {least:g}x"
-    if not found:
-        return Verdict(work, beside, goal, why_not(case, ours, beside), None)
-    middle = statistics.median(found)
-    return Verdict(work, beside, goal, f"{middle:.2f}x ({min(found):.2f} to {max(found):.2f})", middle >= least)
+    return _by_ratio(
+        case, (work, beside, f"at least {least:g}x"), (ours, beside, measure), lambda ratio: ratio >= least
+    )
 
 
 def slower_below(case: Case, work: str, small: str, large: str, measure: str, most: float) -> Verdict:
     """Judge how many times slower one of ours is than a smaller one."""
-    found = ratios(case, small, large, measure)
-    goal = f"below {most:g}x"
+    what = work, "diskreplay itself", f"below {most:g}x"
+    return _by_ratio(case, what, (small, large, measure), lambda ratio: ratio < most)
+
+
+def _by_ratio(
+    case: Case, what: tuple[str, str, str], compared: tuple[str, str, str], meets: Callable[[float], bool]
+) -> Verdict:
+    ours, beside, measure = compared
+    found = ratios(case, ours, beside, measure)
     if not found:
-        return Verdict(work, "diskreplay itself", goal, why_not(case, small, large), None)
+        return Verdict(*what, why_not(case, ours, beside), None)
     middle = statistics.median(found)
-    measured = f"{middle:.2f}x ({min(found):.2f} to {max(found):.2f})"
-    return Verdict(work, "diskreplay itself", goal, measured, middle < most)
+    return Verdict(*what, f"{middle:.2f}x ({min(found):.2f} to {max(found):.2f})", meets(middle))
 
 
 def below(work: str, beside: str, value: float | None, most: float, unit: str = "") -> Verdict:

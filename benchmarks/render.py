@@ -170,18 +170,17 @@ def plot(question: ModuleType, result: dict[str, Any], measures: Sequence[str], 
 def _bars(axis: Any, case: dict[str, Any], measure: str, reference: tuple[float, str] | None) -> None:
     ran = [(name, goals.samples(case, name, measure)) for name in case["contestants"]]
     ran = [(name, [value * scale(measure) for value in values]) for name, values in ran if values][::-1]
+    names = [name for name, _ in ran]
     middles = [statistics.median(values) for _, values in ran]
     spread = [[m - min(v) for m, (_, v) in zip(middles, ran, strict=True)],
               [max(v) - m for m, (_, v) in zip(middles, ran, strict=True)]]  # fmt: skip
-    inks = [OURS_INK if name.startswith("diskreplay") else RIVAL_INK for name, _ in ran]
+    inks = [OURS_INK if name.startswith("diskreplay") else RIVAL_INK for name in names]
     positive = [middle for middle in middles if middle > 0]
     if positive and max(positive) > 400 * min(positive):  # points: on this scale a bar's length would say nothing
-        for name, ink, *figures in zip([name for name, _ in ran], inks, middles, *spread, strict=True):
-            middle, low, high = figures
+        for name, ink, middle, low, high in zip(names, inks, middles, *spread, strict=True):
             axis.errorbar([middle], [name], xerr=[[low], [high]], fmt="o", color=ink)
         axis.set_xscale("log")
     else:
-        names = [name for name, _ in ran]
         axis.barh(names, middles, xerr=spread, color=inks, error_kw={"lw": 1, "ecolor": "#333333"})
         axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.xaxis.set_major_formatter(FuncFormatter(_tick))
@@ -217,11 +216,10 @@ def _lines(axis: Any, cases: Sequence[dict[str, Any]], measure: str, label: str)
     if highest and max(highest) > 20 * min(highest):
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if max(highest) > 200 * min(highest) else (1.0, 2.0, 5.0)))
-        axis.yaxis.set_major_formatter(FuncFormatter(_tick))
         axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         axis.set_ylim(bottom=0)
-        axis.yaxis.set_major_formatter(FuncFormatter(_tick))
+    axis.yaxis.set_major_formatter(FuncFormatter(_tick))
     axis.set_xlabel(label, fontsize=8)
     axis.set_ylabel(unit(measure), fontsize=8)
     axis.legend(fontsize=7, frameon=False)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
+from unittest import mock
 
+import lmdb
 import numpy as np
 import pytest
 
 from diskreplay import ArraySpec, PrioritizedSampler, ReplayStore, StepSpec
+from diskreplay.storage.environment import Environment
 
 if "TMPDIR" not in os.environ and Path("/dev/shm").is_dir():
     # Thousands of fsyncs on a real disk would take minutes and prove nothing here; TMPDIR=/somewhere to have them.
@@ -72,3 +76,18 @@ def close_with_priorities(store):
     assert sampler.total > 0
     store.close()
     return store.path
+
+
+@contextlib.contextmanager
+def failing(*, counts):
+    """Have the end of each transaction fail, whether it counts or not."""
+    commit = Environment._commit
+
+    def fail(self, txn):
+        if counts:
+            commit(self, txn)
+        self._broken = True
+        raise lmdb.Error("planted")
+
+    with mock.patch.object(Environment, "_commit", fail):
+        yield

@@ -300,15 +300,13 @@ class Trainer:
 
 
 def _env_id_of(store: ReplayStore, config: TrainConfig) -> str:
-    """Return the environment that the store's metadata name, if it is evaluated in.
+    """Return the environment that the store's metadata name.
 
     Raises:
-        TrainingError: If making it would import a module: what a store says must not run code.
+        TrainingError: If it is to be made, and that would import a module: what a store says must not run code.
     """
     env_id = str(store.metadata.get("env_id", ""))
-    if not config.eval_episodes:
-        return ""
-    if ":" in env_id:
+    if config.eval_episodes and ":" in env_id:
         raise TrainingError(
             f"{store.path}: its metadata name the environment {env_id!r}, which would import a module of that name",
             path=store.path,

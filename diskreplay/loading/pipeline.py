@@ -232,12 +232,10 @@ class Pipeline:
         wanted = self._depth - sampler.batches_delivered % self._at_once
         while len(self._waiting) < wanted:
             coming = Coming(sampler.request(self._draw))
-            if not sampler.store.steady:
-                coming.pass_through(self._plan)
             self._waiting.append(coming)
-            if self._readers is None:
+            if self._readers is None or not sampler.store.steady:
                 coming.pass_through(self._plan)
-            else:
+            if self._readers is not None:
                 self._readers.ask(coming)
 
     def _plan(self, coming: Coming) -> None:

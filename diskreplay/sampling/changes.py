@@ -187,7 +187,8 @@ class Changes:
         plan.sweep, plan.sweep_from, plan.swept = self._sweep, self._sweep_from, self._swept
         plan.kept = self._kept
         if not len(plan.sweep):
-            if self.in_journal + coming <= half or not self.in_journal:
+            held = self.in_journal
+            if held + coming <= half or not held:
                 return
             plan.sweep, plan.sweep_from, plan.swept = np.flatnonzero(self.until > self.folded), self.next, 0
         portion = -(-len(plan.sweep) * max(coming, 1) // half)

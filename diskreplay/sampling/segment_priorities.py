@@ -81,6 +81,9 @@ class SegmentPriorities:
                 break
             except StepEvictedError:  # by another process, since the refresh
                 access.refresh()
+        else:
+            self.sync()
+            self._rescale()
 
     def sync(self) -> None:
         """Take in which steps came or went. Cost: O(segments that changed, and the new rows)."""
@@ -180,6 +183,12 @@ class SegmentPriorities:
         """Return the segment of a block of the tree, and which of its blocks it is."""
         return int(self.segment[block // self.blocks]), block % self.blocks
 
+    def _blocks_of(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the blocks that hold rows of places (n,), place after place, and how many each has, (n,)."""
+        counts = -(-self._rows[places] // self.size)
+        begin = places * self.blocks - (np.cumsum(counts) - counts)
+        return np.repeat(begin, counts) + np.arange(int(counts.sum())), counts
+
     def _stored(self, blocks: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (block, committed priorities), so many at a time that they take little memory."""
         for start in range(0, len(blocks), PORTION):
@@ -252,10 +261,8 @@ class SegmentPriorities:
     def _collect_sums(self, record: SamplerRecord, places: NDArray[np.int64]) -> None:
         places = np.flatnonzero(np.bincount(places, minlength=len(self.segment)))
         rows = self._rows[places]
-        counts = -(-rows // self.size)
-        first = np.cumsum(counts) - counts
-        within = np.arange(int(counts.sum())) - np.repeat(first, counts)
-        blocks = np.repeat(places * self.blocks, counts) + within
+        blocks, counts = self._blocks_of(places)
+        first, within = np.cumsum(counts) - counts, blocks % self.blocks
         sums = np.zeros(len(blocks), layout.SUM)
         sums["total"], sums["place"] = self.tree.block_totals(blocks), np.repeat(places, counts)
         sums["rows"] = np.minimum(np.repeat(rows, counts) - within * self.size, self.size)
@@ -324,9 +331,7 @@ class SegmentPriorities:
         """Load everything, if the committed sums are of another alpha than this sampler's. Cost: O(rows) then."""
         if not self._rescaling:
             return
-        places = np.flatnonzero(self.segment >= 0)
-        counts = -(-self._rows[places] // self.size)
-        blocks = np.repeat(places * self.blocks - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
+        blocks, _ = self._blocks_of(np.flatnonzero(self.segment >= 0))
         self.load(blocks)
         self._changes.whole[blocks] = True
         self._rescaling = False

@@ -339,7 +339,7 @@ class Committer:
             job.stream.last_segment = max(job.stream.last_segment, job.tail.segment)
         sealed = {job.tail.segment for job in (*jobs, *lost)}
         for stream in self.engine.streams.values():
-            if (stream.lock is not None and stream.dirty) or any(job.stream is stream for job in (*jobs, *lost)):
+            if stream.lock is not None and stream.dirty:  # a tail that is full is, too
                 known = txn.json("streams", layout.stream_key(stream.number)) or {}
                 counters["transitions"] += stream.steps - int(known.get("steps", 0))
                 self._put_tail(txn, stream, sealed)

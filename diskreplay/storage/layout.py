@@ -82,6 +82,7 @@ STEPS = "steps"
 LOCKS = "locks"
 LOST = "lost+found"
 PRIORITY_BLOCK = 4096
+MOST_SEGMENTS = 10**12  # ids are below it, so that step ids fit 63 bits
 DIGEST = "digest"
 
 DATABASES = (
@@ -169,9 +170,6 @@ def lock_path(root: Path, name: str) -> Path:
 def stream_key(stream: int) -> bytes:
     """Return the key of a stream."""
     return struct.pack(">I", stream)
-
-
-MOST_SEGMENTS = 10**12  # so that step ids fit 63 bits
 
 
 def segment_key(segment: int) -> bytes:

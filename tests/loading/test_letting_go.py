@@ -43,22 +43,31 @@ def made(monkeypatch):
     return references
 
 
+def check_gone(path, made, use, **options):
+    """Use a store in a way that returns its sampler's reference: sampler, store and what was made are gone at once."""
+    with ReplayStore.create(path / "a.replay", SPEC, **options) as store:
+        sampler = use(store)
+        assert sampler() is None
+        gone = weakref.ref(store)
+    del store
+    assert [reference() for reference in (gone, *made)] == [None] * (1 + len(made))
+
+
 @pytest.mark.usefixtures("_no_collector")
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("kind", [UniformSampler, PrioritizedSampler])
 def test_a_loader_that_is_closed(tmp_path, made, kind, threads):
     """Its buffers, its sampler with the sum tree, and then the store."""
-    with ReplayStore.create(tmp_path / "a.replay", SPEC, segment_steps=16) as store:
+
+    def use(store):
         fill(store)
         sampler = kind(store, seed=0)
         batches = iter(ReplayLoader(sampler, batch_size=4, threads=threads, prefetch=3))
         next(batches)
         batches.close()
-        gone = [weakref.ref(sampler), weakref.ref(store), *made]
-        del sampler, batches
-        assert gone[0]() is None
-    del store
-    assert [reference() for reference in gone] == [None] * len(gone)
+        return weakref.ref(sampler)
+
+    check_gone(tmp_path, made, use, segment_steps=16)
 
 
 @pytest.mark.usefixtures("_no_collector")
@@ -69,7 +78,7 @@ def test_a_loader_that_failed(tmp_path, made, monkeypatch, threads):
     def fail(*_, **__):
         raise OSError("no such disk")
 
-    with ReplayStore.create(tmp_path / "a.replay", SPEC, segment_steps=16) as store:
+    def use(store):
         fill(store)
         sampler = PrioritizedSampler(store, seed=0)
         batches = iter(ReplayLoader(sampler, batch_size=4, threads=threads, prefetch=3))
@@ -77,11 +86,9 @@ def test_a_loader_that_failed(tmp_path, made, monkeypatch, threads):
             patch.setattr(ReplayStore, "plan", fail)
             with pytest.raises(OSError, match="no such disk"):
                 next(batches)
-        gone = weakref.ref(sampler)
-        del sampler, batches
-        assert gone() is None
-    del store
-    assert [reference() for reference in made] == [None] * len(made)
+        return weakref.ref(sampler)
+
+    check_gone(tmp_path, made, use, segment_steps=16)
 
 
 @pytest.mark.usefixtures("_no_collector")
@@ -89,16 +96,15 @@ def test_a_loader_that_failed(tmp_path, made, monkeypatch, threads):
 @pytest.mark.parametrize("kind", [UniformSampler, PrioritizedSampler])
 def test_a_draw_that_failed(tmp_path, made, kind, threads):
     """A request keeps what went wrong for the one who asked; of the others nobody asks."""
-    with ReplayStore.create(tmp_path / "a.replay", SPEC) as store:
+
+    def use(store):
         sampler = kind(store, seed=0)
         batches = iter(ReplayLoader(sampler, batch_size=4, threads=threads, prefetch=3))
         with pytest.raises(NotEnoughStepsError):
             next(batches)
-        gone = weakref.ref(sampler)
-        del sampler, batches
-        assert gone() is None
-    del store
-    assert [reference() for reference in made] == [None] * len(made)
+        return weakref.ref(sampler)
+
+    check_gone(tmp_path, made, use)
 
 
 @pytest.mark.usefixtures("_no_collector")
@@ -106,7 +112,8 @@ def test_a_draw_that_failed(tmp_path, made, kind, threads):
 @pytest.mark.parametrize("mode", ["raise", "skip"])
 def test_a_damaged_chunk(tmp_path, made, mode, threads):
     """Whether the error reaches the user or the segment is left out."""
-    with ReplayStore.create(tmp_path / "a.replay", SPEC, segment_steps=16) as store:
+
+    def use(store):
         fill(store, episodes=8)
         store.seal()
         shard = min((store.path / "steps" / "observation").glob("c.*"))
@@ -116,11 +123,9 @@ def test_a_damaged_chunk(tmp_path, made, mode, threads):
         with pytest.raises(CorruptStoreError) if mode == "raise" else pytest.warns(CorruptionWarning):
             next(batches)
         batches.close()
-        gone = weakref.ref(sampler)
-        del sampler, batches
-        assert gone() is None
-    del store
-    assert [reference() for reference in made] == [None] * len(made)
+        return weakref.ref(sampler)
+
+    check_gone(tmp_path, made, use, segment_steps=16)
 
 
 @pytest.mark.usefixtures("_no_collector")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from unittest import mock
 
-import lmdb
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,10 +13,9 @@ from hypothesis import strategies as st
 from diskreplay import PrioritizedSampler, ReplayError, ReplayStore
 from diskreplay.sampling import changes
 from diskreplay.storage import layout
-from diskreplay.storage.environment import Environment
 from diskreplay.storage.index import Index
 from diskreplay.storage.transactions import Writing
-from tests.conftest import fill
+from tests.conftest import failing, fill
 from tests.storage.fabricated import fabricate
 
 SIZES = {"LEAST": 8, "MOST": 24, "SHARE": 8, "JOIN": 3, "RECORD": 5, "KEPT": 6}
@@ -40,21 +38,6 @@ def small(dense):
         for name, value in (SIZES | {"DENSE": dense}).items():
             stack.enter_context(mock.patch.object(changes, name, value))
         stack.enter_context(mock.patch.object(layout, "PRIORITY_BLOCK", 5))
-        yield
-
-
-@contextlib.contextmanager
-def failing(*, counts):
-    """Have the end of each transaction fail, whether it counts or not."""
-    commit = Environment._commit
-
-    def fail(self, txn):
-        if counts:
-            commit(self, txn)
-        self._broken = True
-        raise lmdb.Error("planted")
-
-    with mock.patch.object(Environment, "_commit", fail):
         yield
 
 

@@ -9,8 +9,7 @@ from diskreplay import ReplayError, ReplayStore, StoreFullError, StoreLockedErro
 from diskreplay.storage.commit import Committer
 from diskreplay.storage.engine import Engine
 from diskreplay.storage.environment import Environment
-from tests.conftest import fill
-from tests.sampling.test_journal import failing
+from tests.conftest import failing, fill
 
 
 def say_nothing_is_wrong(store):

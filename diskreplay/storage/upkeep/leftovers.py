@@ -73,12 +73,14 @@ def candidates(root: Path, fields: Sequence[Field]) -> Iterator[Candidate]:
             if folder.name != ARRAY:
                 yield Candidate(folder, -1, partial=folder.name.endswith(PARTIAL))
             continue
-        shard = re.compile(r"c\.(0|[1-9][0-9]{0,11})" + re.escape(".0" * len(item.shape)))
+        shard = re.compile(r"c\.(0|[1-9][0-9]{0,18})" + re.escape(".0" * len(item.shape)))
         for path in _entries(folder):
             if path.name == ARRAY:
                 continue
             match = shard.fullmatch(path.name.removesuffix(PARTIAL))
-            yield Candidate(path, int(match[1]) if match else -1, partial=path.name.endswith(PARTIAL))
+            number = int(match[1]) if match else layout.MOST_SEGMENTS
+            segment = number if number < layout.MOST_SEGMENTS else -1
+            yield Candidate(path, segment, partial=path.name.endswith(PARTIAL))
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -164,7 +164,7 @@ def _files(draft: Draft) -> None:
     named = (set(draft.sound) | garbage) - draft.dropped
     taken = {int(s) for data in draft.streams.values() for s in data.get("taken", [])} | set(draft.tails)
     ids = set().union(*draft.old.keys.values(), taken, (segment for _, segment in draft.old.tails))
-    draft.ids = {segment for segment in ids if segment < layout.MOST_SEGMENTS}  # others are damaged keys
+    draft.ids = {segment for segment in ids if segment < layout.MOST_SEGMENTS}  # of what streams' records name, too
     for item in candidates(draft.root, draft.fields):
         draft.ids.add(item.segment)
         if item.partial or (item.segment not in named and item.segment not in taken):

@@ -122,8 +122,8 @@ def read_catalogue(txn: Reading, fields: Sequence[Field], segment_steps: int) ->
         except CorruptStoreError as err:
             _note(out, "samplers", key, str(err), layout.seal_record("samplers", key, payload))
     for database in ("segments", "quarantine", "garbage", *BY_SEGMENT):
-        out.keys[database] = {int.from_bytes(key, "big") for key in _whole_keys(txn, out, database, 8)}
-    for key in _whole_keys(txn, out, "tails", 16):
+        out.keys[database] = {int.from_bytes(key, "big") for key in _whole_keys(txn, out, database)}
+    for key in _whole_keys(txn, out, "tails"):
         number, segment, row = (int.from_bytes(part, "big") for part in (key[:4], key[4:12], key[12:]))
         out.tails.setdefault((number, segment), []).append(row)
     return out
@@ -296,10 +296,12 @@ def _keys(txn: Reading, out: Catalogue, database: str) -> Iterator[bytes]:
         out.problems.append(Problem(RECORD, f"index: {database}", f"the table cannot be walked: {err}"))
 
 
-def _whole_keys(txn: Reading, out: Catalogue, database: str, length: int) -> Iterator[bytes]:
+def _whole_keys(txn: Reading, out: Catalogue, database: str) -> Iterator[bytes]:
     """Yield the keys that name a segment that can be; note the others: a flipped bit makes such."""
+    segment = slice(4, 12) if database == "tails" else slice(None)
     for key in _keys(txn, out, database):
-        if len(key) == length and int.from_bytes(key[-12:-4] if length > 8 else key, "big") < layout.MOST_SEGMENTS:
+        whole = len(key) == layout.KEY_BYTES[database]
+        if whole and int.from_bytes(key[segment], "big") < layout.MOST_SEGMENTS:
             yield key
         elif (database, key) not in out.raw:
             value = (txn.raw(database, key) if key else None) or b""
