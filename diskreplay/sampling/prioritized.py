@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -225,7 +226,7 @@ class PrioritizedSampler(Sampler):
             # What was loaded is newer than the sums it was chosen by, and is 0 by now; each turn loads more.
         beta = self.beta(self.batches) if isinstance(self.beta, LinearSchedule) else float(self.beta)
         weight = importance_weights(values, size=len(self.store), beta=beta)
-        return Draw(priorities.step_ids(leaves), weight)
+        return Draw(priorities.step_ids(leaves), weight, -beta * math.log(float(values.min())))
 
 
 def _array(values: Any) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, replace
@@ -28,21 +29,46 @@ REFRESHES = 200
 
 @dataclass(eq=False, slots=True)
 class Draw:
-    """A batch's step ids, (B,) int64, importance weights, (B,) float32, and number among those drawn ahead."""
+    """A batch that was drawn.
+
+    Attributes:
+        step_ids: (B,) int64.
+        weight: (B,) float32, importance weights.
+        log_scale: Logarithm of what the weights were divided by, so that the largest is 1.
+        number: Among those drawn ahead.
+    """
 
     step_ids: NDArray[np.int64]
     weight: NDArray[np.float32]
+    log_scale: float = 0.0
     number: int = -1
 
+    def replaced(self, gone: NDArray[np.bool_], other: Draw) -> Draw:
+        """Return this draw with the steps of another one where its own are gone, (B,) bool; the largest weight is 1."""
+        scale = max(self.log_scale, other.log_scale)
+        mine, others = (draw.weight * np.exp(draw.log_scale - scale) for draw in (self, other))
+        weight, ids = np.where(gone, others, mine), np.where(gone, other.step_ids, self.step_ids)
+        largest = float(weight.max())
+        if not largest > 0:  # nothing is left of the lighter ones
+            return replace(self, step_ids=ids, weight=np.ones_like(self.weight))
+        return replace(
+            self, step_ids=ids, weight=(weight / largest).astype(np.float32), log_scale=scale + math.log(largest)
+        )
+
     def to_json(self) -> list[str]:
-        """Return the arrays' bytes as text."""
-        return [base64.b85encode(a.tobytes()).decode() for a in (self.step_ids, self.weight)]
+        """Return the arrays' bytes as text, and the scale."""
+        arrays = (self.step_ids, self.weight)
+        return [*(base64.b85encode(a.tobytes()).decode() for a in arrays), self.log_scale.hex()]
 
     @classmethod
     def from_json(cls, data: list[str]) -> Draw:
-        """Build from `to_json`'s list."""
-        ids, weight = (base64.b85decode(text) for text in data)
-        return cls(np.frombuffer(ids, np.int64).copy(), np.frombuffer(weight, np.float32).copy())
+        """Build from `to_json`'s list; older ones have no scale."""
+        ids, weight = (base64.b85decode(text) for text in data[:2])
+        scale = float.fromhex(data[2]) if len(data) > 2 else 0.0
+        draw = cls(np.frombuffer(ids, np.int64).copy(), np.frombuffer(weight, np.float32).copy(), scale)
+        if len(draw.step_ids) != len(draw.weight) or not math.isfinite(draw.log_scale):
+            raise ValueError("a batch drawn ahead is damaged")
+        return draw
 
 
 class Request:
@@ -217,8 +243,7 @@ class Sampler(ABC):
             if not count:
                 return draw, 0
             other = again(len(draw.step_ids))
-            weight = np.where(gone, other.weight, draw.weight).astype(np.float32)
-            mended = replace(draw, step_ids=np.where(gone, other.step_ids, draw.step_ids), weight=weight)
+            mended = draw.replaced(gone, other)
             if draw.number in self._in_flight:
                 self._in_flight[draw.number] = mended
             return mended, count

@@ -254,7 +254,8 @@ class Committer:
             engine.writer.create_arrays(codings)
             with engine.index.write() as txn:
                 txn.put_json("meta", b"fields", {k: v.to_json() for k, v in codings.items()})
-        engine.codings.update(codings)
+        with engine.lock:
+            engine.codings.update(codings)
 
     def _transact(self, jobs: list[_Job], participants: Sequence[Participant]) -> None:
         """Do step 3, and 4."""

@@ -271,8 +271,7 @@ class Engine:
             return False
         if set(data) != {field.name for field in self.fields}:
             raise CorruptStoreError(f"{self.root}: the index knows other fields: {sorted(data)}")
-        for name, coding in data.items():
-            self.codings[name] = Coding.from_json(name, coding, self.segment_steps)
+        self.codings.update({name: Coding.from_json(name, coding, self.segment_steps) for name, coding in data.items()})
         return True
 
     def claim_sampler(self, name: str) -> None:

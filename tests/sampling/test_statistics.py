@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from diskreplay import LinearSchedule, PrioritizedSampler, ReplayStore, UniformSampler
+from diskreplay.sampling.sampler import Draw
 from tests.conftest import fill
 
 DRAWS = 100_000
@@ -62,6 +63,26 @@ def test_weights_follow_the_paper(make_store):
         weight = (len(ids) * probability) ** -schedule(t)
         np.testing.assert_allclose(draw.weight, weight / weight.max(), rtol=1e-6)
         assert draw.weight.dtype == np.float32
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_weights_of_steps_drawn_again_are_of_the_batch_that_they_join(make_store, kept):
+    """One maximum for all of a batch, also where it was drawn before a restart: steps drawn again had another's."""
+    store = make_store(segment_steps=16, capacity=160)
+    fill(store, episodes=16, length=10)
+    sampler = PrioritizedSampler(store, alpha=0.7, beta=0.5, seed=0)
+    ids = store.step_ids_of(np.arange(len(store)))
+    rare = ids < ids[len(ids) // 4]
+    priorities = np.where(rare, 0.3, np.linspace(1.0, 5.0, len(ids))).astype(np.float32)
+    sampler.set_priorities(ids, priorities)
+    before = Draw.from_json(sampler.draw_ahead(128).to_json()) if kept else sampler.draw_ahead(128)
+    assert (before.step_ids < ids[len(ids) // 4]).any()  # they are what the batch's weights are divided by
+    fill(store, episodes=6, length=10, seed=1)
+    store.commit()
+    after, redrawn = sampler.mend(before, sampler.draw_again)
+    assert 0 < redrawn < 128
+    weight = (sampler.priorities_of(after.step_ids).astype(np.float64) ** 0.7) ** -0.5
+    np.testing.assert_allclose(after.weight, weight / weight.max(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [UniformSampler, PrioritizedSampler])

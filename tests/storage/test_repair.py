@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from diskreplay import CorruptStoreError, ReplayError, ReplayStore, StoreLockedError
+from diskreplay import CorruptStoreError, PrioritizedSampler, ReplayError, ReplayStore, StoreLockedError
 from diskreplay.errors import StoreNotFoundError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import Disk
@@ -344,6 +344,35 @@ def test_priorities_that_are_sound_stay(path, sound):
     assert same >= {i for i in left if i // STEPS != 4}
     assert {left[i] for i in left if i // STEPS == 4} == {max(sound[2].values())}
     assert len(plan.losses) == 1
+    check(path)
+
+
+@pytest.mark.parametrize("lost", ["sums", "both"])
+def test_priorities_that_the_journal_alone_knows_stay(path, sound, lost, monkeypatch):
+    """The records of a segment are gone; what was committed since is in the journal."""
+    monkeypatch.setattr("diskreplay.sampling.changes.DENSE", 1)  # else blocks as small as these are written whole
+    with ReplayStore.open(path, mode="a") as store:
+        sampler = PrioritizedSampler(store, seed=0)
+        ids = fill(store, episodes=1, length=20, stream="new")
+        sampler.set_priorities(ids, np.arange(len(ids)) + 2.0)
+        store.commit()
+        sampler.set_priorities(ids[:7], np.arange(7) + 0.5)
+        more = fill(store, episodes=1, length=4, stream="new")
+        sampler.set_priorities(more, np.arange(4) + 30.0)
+        store.commit()
+    wanted, segment = priorities(path), int(ids[0]) // STEPS
+    assert more[0] // STEPS == ids[-1] // STEPS == segment + 1
+    with raw(path) as (txn, databases):
+        keys = [bytes(key) for key, _ in txn.txn.txn.cursor(databases["updates"])]
+        assert keys
+        txn.delete(layout.sum_key("prioritized", segment), databases["sums"])
+        txn.delete(layout.sum_key("prioritized", segment + 1), databases["sums"])
+        if lost == "both":
+            txn.delete(layout.priority_key("prioritized", segment, 0), databases["priorities"])
+    repair_store(path)
+    left = priorities(path)
+    known = wanted.keys() - set(ids[7:STEPS].tolist() if lost == "both" else [])
+    assert {i: left[i] for i in known} == {i: wanted[i] for i in known}
     check(path)
 
 

@@ -42,10 +42,17 @@ def mend_samplers(draft: Draft) -> None:
     for name, alpha in known.items():
         journal = _journal(draft, name)
         places: dict[int, int] = {}
-        for segment in sampled_segments(draft.txn, name):
+        for segment in sorted({*sampled_segments(draft.txn, name), *_journaled_segments(draft, journal)}):
             found = read_priorities(draft.txn, name, segment, journal, draft.segment_steps)
             _sampler_segment(draft, name, alpha, found, places)
         _draws_in_flight(draft, name)
+
+
+def _journaled_segments(draft: Draft, journal: Journal) -> Iterator[int]:
+    """Yield the live segments that a journal has priorities of: it may be the only one that knows them."""
+    for segment in {int(step) // draft.segment_steps for update in journal.updates for step in update.step_ids}:
+        if draft.rows_of(segment) is not None:
+            yield segment
 
 
 def _journal(draft: Draft, name: str) -> Journal:
@@ -70,8 +77,11 @@ def _sampler_segment(draft: Draft, name: str, alpha: float | None, found: Priori
     if known is None or alpha is None:
         _forget(draft, name, segment)
         return
-    rows = found.written if found.sums is None else int(found.sums["rows"].sum(dtype=np.int64))
-    rows = min(max(rows, found.written), known.complete)
+    if found.sums is None:
+        rows = known.complete  # what the journal alone knows stands behind the blocks
+        rows = 1 + int(max(np.flatnonzero(~np.isnan(found.values(rows))), default=-1))
+    else:
+        rows = min(max(int(found.sums["rows"].sum(dtype=np.int64)), found.written), known.complete)
     values = found.values(rows)
     if not rows or any(database == "priorities" for database, _, _ in found.bad) or np.isnan(values).all():
         draft.lose(where, _first(found, "they are incomplete") + ": they begin anew at the largest")
