@@ -8,6 +8,11 @@ undisturbed or stops with an error of diskreplay's own, a StoreFullError where t
 again it goes on, with the same handle or a new one (after ENOSPC: the same); or the process leaves at the error. In
 each case nothing that was acknowledged is lost.
 
+"late": the k-th call is done, and reported as failed; sometimes all that follow fail. A commit may count that seemed
+to fail.
+
+In most of the lives that go on, more joins the commit that failed before it is tried again.
+
 A call that needs no room is not failed with ENOSPC, and only writes are cut short: such a life would be undisturbed,
 or be that of the next call that can fail so.
 
@@ -37,8 +42,13 @@ from tests.torture.trial import Job, Result
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-KINDS = ("kill", "eio", "enospc", "short")
+KINDS = ("kill", "eio", "enospc", "short", "late")
 WAYS = ({"forever": False}, {"forever": True}, {"forever": False, "leave": True}, {"forever": True, "leave": True})
+ABLE = {
+    "enospc": shim.NEED_ROOM,
+    "short": {"WRITE"},
+    "late": set(shim.OPERATIONS) - {"SYNC", "SYNCFS"},  # in memory, a sync that is done is as one that is not
+}
 SHOWN = 20
 
 
@@ -56,7 +66,7 @@ def operations_of(seed: int, commits: int) -> list[str]:
 
 def points_of(kind: str, operations: Sequence[str], first: int = 1, stride: int = 1) -> list[int]:
     """Return the calls that can fail in a way, every n-th of them from some call on; the first call is 1."""
-    able = {"enospc": shim.NEED_ROOM, "short": {"WRITE"}}.get(kind)
+    able = ABLE.get(kind)
     points = [at for at, name in enumerate(operations, 1) if at >= first and (able is None or name in able)]
     return points[::stride]
 
@@ -67,7 +77,8 @@ def jobs_of(kind: str, points: Iterable[int], seed: int, commits: int, *, turn: 
         if kind == "kill":
             yield Job(kind, point, seed=seed, commits=commits)
             continue
-        for way in WAYS if turn is None else [WAYS[(number + turn) % len(WAYS)]]:
+        ways = WAYS[:2] if kind == "late" else WAYS
+        for way in ways if turn is None else [ways[(number + turn) % len(ways)]]:
             yield Job(kind, point, seed=seed, commits=commits, **way)
 
 

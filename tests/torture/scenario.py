@@ -5,7 +5,8 @@ one of them pinned, above a capacity that evicts. The model draws the next opera
 state, so whoever has the seed and the number of commits knows every row, episode and priority. Commits that the store
 makes by itself, when a segment is full, are numbered like those that are asked for. The number of the commit is
 committed with it, as metadata, and so are the commits from which a life went on after it had ended: what a new
-process does first, ending running episodes, is part of the history.
+process does first, ending running episodes, is part of the history. So are the commits that failed, or seemed to, and
+were tried again with more in them.
 
     python -m tests.torture.scenario STORE --seed 0 --ack FILE --commits 62
 
@@ -27,6 +28,7 @@ import numpy as np
 
 from diskreplay import ArraySpec, PrioritizedSampler, ReplayStore, StepSpec, UniformSampler
 from diskreplay.errors import StoreNotFoundError
+from diskreplay.sampling import changes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,6 +45,8 @@ BATCH = 8
 ACTIONS = 4
 SIDE = 8
 MOST_LINES = 12
+# So that a few steps exercise what millions do: blocks that are not written whole, records that are joined, sweeps.
+JOURNAL = {"DENSE": 2, "LEAST": 8, "MOST": 24, "SHARE": 8, "JOIN": 3, "RECORD": 5, "KEPT": 6}
 SPEC = StepSpec(
     {
         "camera": ArraySpec("observation.camera", (SIDE, SIDE), "uint8"),
@@ -150,6 +154,7 @@ class Model:
     Attributes:
         commits: Commits so far.
         restarts: The commits from which a new process went on.
+        joined: The commits that failed, and more joined them before they were tried again.
     """
 
     def __init__(self, seed: int) -> None:
@@ -157,6 +162,8 @@ class Model:
         self.operations = 0
         self.commits = 0
         self.restarts: list[int] = []
+        self.joined: list[int] = []
+        self.live_before: list[Row] = []
         self.streams = [Stream(number) for number in range(len(STREAMS))]
         self.segments: list[Segment] = []
         self.steps = 0
@@ -169,10 +176,14 @@ class Model:
         self.recalled: tuple[Row, ...] | None = None
 
     @classmethod
-    def at(cls, seed: int, commits: int, restarts: Sequence[int] = ()) -> Model:
-        """Return the state right after a commit of a life that went on anew from some commits."""
+    def at(cls, seed: int, commits: int, restarts: Sequence[int] = (), joined: Sequence[int] = ()) -> Model:
+        """Return the state right after a commit of a life that went on anew from some, while more joined others."""
         model = cls(seed)
         while True:
+            if model.commits in joined and model.commits not in model.joined:
+                for op in model.more():
+                    model.apply(op)
+                model.join()
             if model.commits in restarts and model.commits not in model.restarts:
                 model.restart()
             if model.commits >= commits:
@@ -187,6 +198,24 @@ class Model:
         for stream in self.streams:
             self._interrupt(stream)
         self.recalled, self.held = self.recalled or self.held, None
+
+    def more(self) -> list[Op]:
+        """Return what joins a commit that failed; no segment gets full by it."""
+        rng = random.Random(f"{self.seed}/more/{self.commits}")
+        steps = self.live_steps()
+        values = tuple(rng.randrange(65) * (5.0 + self.commits) / 64 for _ in range(20))
+        out = [Op("priorities", rows=tuple(rng.choices(steps, k=20)), values=values)] if steps else []
+        for stream in self.streams:
+            latest = stream.latest
+            if stream.pending is not None and latest is not None and len(latest.rows) < SEGMENT_STEPS - 2:
+                out.append(Op("step", stream.number, 1))
+                break
+        return out
+
+    def join(self) -> None:
+        """Let the commit be tried again."""
+        self.joined.append(self.commits)
+        self._settle()
 
     def next(self) -> Op:  # noqa: PLR0911  one line an operation
         """Return the operation that follows."""
@@ -354,8 +383,12 @@ class Model:
         self.held = drawn
 
     def _commit(self) -> None:
-        self._sync()
         self.commits += 1
+        self._settle()
+
+    def _settle(self) -> None:
+        self._sync()
+        self.live_before = self.live_steps()
         for segment in self.segments:
             segment.sealed = segment.sealed or segment.full
         for segment in list(self.segments):
@@ -379,6 +412,7 @@ class Life:
     def __init__(self, path: Path, seed: int, ack: Path | None = None) -> None:
         self.ack = None if ack is None else os.open(ack, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.undone: tuple[Op, bool] | None = None
+        small_journal()
         if path.exists():
             self.store = ReplayStore.open(path, mode="a")
         else:
@@ -391,9 +425,9 @@ class Life:
 
     def _begin(self, seed: int) -> None:
         store = self.store
-        commits, restarts = progress(store)
-        self.model = Model.at(seed, commits, restarts)
-        if commits:
+        done = progress(store)
+        self.model = Model.at(seed, *done)
+        if done.commits:
             self.model.restart()
         self.writers = [store.writer(name) for name in STREAMS]
         store.pin(STREAMS[PINNED])
@@ -402,22 +436,40 @@ class Life:
         self.ahead: tuple[Any, Any] | None = None
 
     def advance(self) -> None:
-        """Do the next operation, or the one that failed again."""
+        """Do the next operation, or the one that failed again; where that commits, mostly more joins it."""
+        again = self.undone is not None
         if self.undone is None:
             op = self.model.next()
             self.undone = op, self.model.apply(op)
-            again = False
-        else:
-            again = True
         op, commits = self.undone
         if commits:
-            self.store.update_metadata({"commit": self.model.commits, "restarts": self.model.restarts})
-        self._perform(op)
-        if commits and again and op.kind != "seal":
-            self.store.commit()
+            self._number()
+        if again and op.kind != "reset" and commits and self.model.commits % 4 and self._is_done(op):
+            self._join()
+        else:
+            self._perform(op)
+            if commits and again and op.kind != "seal":
+                self.store.commit()
+        if again:
+            self.store.refresh()  # what failed may have counted: to this handle that is as if another had done it
         self.undone = None
         if commits and self.ack is not None:
             os.write(self.ack, b"%d\n" % self.model.commits)
+
+    def _number(self) -> None:
+        model = self.model
+        self.store.update_metadata({"commit": model.commits, "restarts": model.restarts, "joined": model.joined})
+
+    def _join(self) -> None:
+        """Try a commit again that failed or seemed to, with more in it."""
+        self.store.refresh()
+        if self.model.commits not in self.model.joined:
+            for op in self.model.more():
+                self.model.apply(op)
+                self._perform(op)
+            self.model.join()
+        self._number()
+        self.store.commit()
 
     def run(self, commits: int) -> None:
         """Go on up to a commit."""
@@ -430,11 +482,15 @@ class Life:
             os.close(self.ack)
             self.ack = None
 
+    def _is_done(self, op: Op) -> bool:
+        """Return whether a step or episode was kept although its commit failed: it must not be repeated."""
+        return op.kind == "commit" or (
+            op.kind in {"step", "episode"} and self.writers[op.stream].steps == self.model.streams[op.stream].steps
+        )
+
     def _perform(self, op: Op) -> None:
         store, stream = self.store, self.model.streams[op.stream]
-        writer = self.writers[op.stream]
-        # A step that is kept although its commit failed must not be repeated.
-        done = op.kind in {"step", "episode"} and writer.steps == stream.steps
+        writer, done = self.writers[op.stream], self._is_done(op)
         match op.kind:
             case "commit":
                 store.commit()
@@ -475,16 +531,35 @@ class Life:
     def _set_priorities(self, op: Op) -> None:
         if any(row.step_id is None for row in op.rows):
             ids = self.store.step_ids_of(np.arange(len(self.store)))
-            for row, step_id in zip(self.model.live_steps(), ids.tolist(), strict=True):
+            steps = self.model.live_steps()
+            if len(ids) > len(steps):  # a commit that failed has not evicted
+                steps = self.model.live_before
+            for row, step_id in zip(steps, ids.tolist(), strict=True):
                 row.step_id = step_id
         values = np.array(op.values) * (-1) ** np.arange(len(op.values))
         self.prioritized.update_priorities([row.step_id for row in op.rows], values)
 
 
-def progress(store: ReplayStore) -> tuple[int, list[int]]:
-    """Return the number of the last commit that counts, and the commits that a life went on from."""
+def small_journal() -> None:
+    """Have this process journal priorities as it would those of a large store."""
+    for name, value in JOURNAL.items():
+        setattr(changes, name, value)
+
+
+class Progress(NamedTuple):
+    """The last commit that counts, the commits that a life went on from, and those that more joined."""
+
+    commits: int
+    restarts: list[int]
+    joined: list[int]
+
+
+def progress(store: ReplayStore) -> Progress:
+    """Return how far a store's life has come."""
     metadata = store.metadata
-    return int(metadata.get("commit", 0)), list(metadata.get("restarts", []))
+    return Progress(
+        *(metadata.get(name, default) for name, default in (("commit", 0), ("restarts", []), ("joined", [])))
+    )
 
 
 def acknowledged(ack: Path) -> int:
@@ -523,10 +598,11 @@ def _look(path: Path, seed: int, wanted: range, problems: list[str]) -> int:
     commits = 0
     try:
         with ReplayStore.open(path) as store:
-            commits, restarts = progress(store)
+            done = progress(store)
+            commits = done.commits
             if commits not in wanted:
                 problems.append(f"the last commit is {commits}, {wanted.start} was acknowledged")
-            problems += compare(store, Model.at(seed, commits, restarts))
+            problems += compare(store, Model.at(seed, *done))
     except StoreNotFoundError as err:
         if wanted.start or path.exists():
             problems.append(describe("the store is gone", err))

@@ -40,7 +40,7 @@ enum { CREATE = 1, WRITE, SYNC, RENAME, UNLINK, MKDIR, RMDIR, TRUNCATE, LINK, AL
 
 static const char *root, *ack;
 static size_t root_length;
-static long kill_at, kill_after, fail_at, short_at, forever, error_number;
+static long kill_at, kill_after, fail_at, short_at, late, forever, error_number;
 enum { COUNTED = 1 << 16 };
 static struct { uint64_t calls; uint8_t ops[COUNTED]; } *counter, own_counter;
 static int log_fd = -1;
@@ -63,6 +63,7 @@ __attribute__((constructor)) void shim_start(void) {
     kill_after = number("SHIM_KILL_AFTER");
     fail_at = number("SHIM_FAIL_AT");
     short_at = number("SHIM_SHORT_AT");
+    late = number("SHIM_LATE");
     forever = number("SHIM_FOREVER");
     error_number = number("SHIM_ERRNO");
     counter = (void *)&own_counter, own_counter.calls = 0;
@@ -140,14 +141,14 @@ static void record(int op, int dsync, const char *path, const char *path2, int64
     free(buffer);
 }
 
-/* Count a call; return the errno it is to fail with, 0 to go on, -1 to write half. */
+/* Count a call; return the errno it is to fail with, 0 to go on, -1 to write half, -2 to fail when it is done. */
 static long enter(int op) {
     long now = ++counter->calls;
     if (now <= COUNTED) counter->ops[now - 1] = op;
     if (kill_at && now == kill_at) kill(getpid(), SIGKILL);
     int room = op == CREATE || op == WRITE || op == RENAME || op == MKDIR || op == LINK || op == ALLOCATE;
     if (fail_at && (now == fail_at || (forever && now > fail_at)) && (error_number != ENOSPC || room))
-        return error_number;
+        return late && now == fail_at ? -2 : error_number;
     if (short_at && op == WRITE && (now == short_at || (forever && now > short_at))) return -1;
     return 0;
 }
@@ -165,6 +166,7 @@ static void leave(void) {
 #define DONE                                                               \
     int saved = errno;                                                     \
     if (kind == 1) leave();                                                \
+    if (verdict == -2) saved = error_number, result = -1;                  \
     pthread_mutex_unlock(&mutex);                                          \
     errno = saved;                                                         \
     return result
@@ -178,6 +180,7 @@ static int open_common(int dir, const char *path, int flags, mode_t mode) {
     int op = there ? TRUNCATE : CREATE;
     GUARD(kind, op, syscall(SYS_openat, dir, path, flags, mode));
     if (result >= 0) record(op, 0, where, NULL, 0, NULL, 0, 0);
+    if (result >= 0 && verdict == -2) syscall(SYS_close, (int)result);
     DONE;
 }
 

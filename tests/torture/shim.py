@@ -26,7 +26,7 @@ OPERATIONS = (
 NEED_ROOM = {"CREATE", "WRITE", "RENAME", "MKDIR", "LINK", "ALLOCATE"}  # as in shim.c
 HEADER = struct.Struct("<BBHHIq")
 COUNTER_BYTES = 8
-SETTINGS = ("ROOT", "ACK", "COUNTER", "LOG", "KILL_AT", "KILL_AFTER", "FAIL_AT", "SHORT_AT", "FOREVER", "ERRNO")
+SETTINGS = ("ROOT", "ACK", "COUNTER", "LOG", "KILL_AT", "KILL_AFTER", "FAIL_AT", "SHORT_AT", "LATE", "FOREVER", "ERRNO")
 
 
 class Operation(NamedTuple):
@@ -71,13 +71,14 @@ def settings(
     kill_after: int | None = None,
     fail_at: int | None = None,
     error: str = "EIO",
+    late: bool = False,
     forever: bool = False,
     short_at: int | None = None,
 ) -> dict[str, str]:
     """Return the shim's own variables. Without a root it lets everything through uncounted."""
     given = {
         "ROOT": root, "ACK": ack, "COUNTER": counter, "LOG": log, "KILL_AT": kill_at, "KILL_AFTER": kill_after,
-        "FAIL_AT": fail_at, "SHORT_AT": short_at, "FOREVER": int(forever) or None,
+        "FAIL_AT": fail_at, "SHORT_AT": short_at, "LATE": int(late) or None, "FOREVER": int(forever) or None,
         "ERRNO": getattr(errno, error) if fail_at else None,
     }  # fmt: skip
     return {f"SHIM_{name}": os.fspath(v) if isinstance(v, Path) else str(v) for name, v in given.items() if v}

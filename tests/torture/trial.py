@@ -7,6 +7,7 @@ what is left. Jobs and results are JSON lines on stdin and stdout.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from diskreplay.errors import ReplayError, StoreFullError
 from tests.torture import scenario, shim
+from tests.torture.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,8 +41,9 @@ class Job:
     """A life of the scenario and what happens to it.
 
     Attributes:
-        kind: "count", "kill", "eio", "enospc" or "short".
-        at: The storage call that it happens at, from 1 on.
+        kind: "count", "kill", "eio", "enospc", "short", "late": the call is done, and reported as failed; or
+            "interrupt".
+        at: The storage call that it happens at, from 1 on; of an interrupt the moment, 0: never, but count them.
         forever: Whether every later call fails, too.
         leave: Whether the process exits at the first error, instead of going on once the calls work again.
     """
@@ -56,9 +59,11 @@ class Job:
         """Return the shim's settings."""
         return {
             "count": {},
+            "interrupt": {},
             "kill": {"kill_at": self.at},
             "eio": {"fail_at": self.at, "error": "EIO", "forever": self.forever},
             "enospc": {"fail_at": self.at, "error": "ENOSPC", "forever": self.forever},
+            "late": {"fail_at": self.at, "error": "EIO", "late": True, "forever": self.forever},
             "short": {"short_at": self.at, "forever": self.forever},
         }[self.kind]
 
@@ -73,6 +78,7 @@ class Result:
         acked: The last commit that was acknowledged.
         calls: Storage calls of the whole life, counted up to where the shim was switched off.
         operations: Which they were, of a life that is only counted.
+        moments: At which an interrupt could have come, up to where it did.
         problems: What must not be.
     """
 
@@ -82,6 +88,7 @@ class Result:
     acked: int = 0
     calls: int = 0
     operations: list[str] = field(default_factory=list)
+    moments: int = 0
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
@@ -92,20 +99,23 @@ class Result:
 
 
 def live(job: Job, folder: Path) -> dict[str, Any]:
-    """Live the scenario while the shim does what the job says; return a part of the result."""
+    """Live the scenario while the shim, or an interrupt, does what the job says; return a part of the result."""
     store, ack = folder / "root" / STORE, folder / "ack"
     out: dict[str, Any] = {"errors": [], "problems": [], "went_on": ""}
     life = None
+    interrupt = Interrupt(job.at if job.kind == "interrupt" else 0)
     shim.restart(folder / "root", ack=ack, counter=folder / "counter", **job.options())
     try:
-        life = scenario.Life(store, job.seed, ack)
-        life.run(job.commits)
-        life.close()
-    except Exception as err:  # noqa: BLE001  which one it was is the question
+        with interrupt if job.kind == "interrupt" else contextlib.nullcontext():
+            life = scenario.Life(store, job.seed, ack)
+            life.run(job.commits)
+            life.close()
+    except (Exception, KeyboardInterrupt) as err:  # noqa: BLE001  which one it was is the question
         _judge(job, err, out)
         if job.leave:
             return {**out, "went_on": "left"}
     shim.restart()
+    out["moments"] = interrupt.moments
     if out["errors"] or out["problems"]:
         _go_on(job, life, folder, out)
     return out
@@ -113,7 +123,7 @@ def live(job: Job, folder: Path) -> dict[str, Any]:
 
 def _judge(job: Job, err: Exception, out: dict[str, Any]) -> None:
     out["errors"].append((type(err).__name__, str(err)))
-    if not isinstance(err, ReplayError):
+    if not isinstance(err, KeyboardInterrupt if job.kind == "interrupt" else ReplayError):
         out["problems"].append(scenario.describe("an untyped error", err))
     elif job.kind == "enospc" and not isinstance(err, StoreFullError):
         out["problems"].append(scenario.describe("no StoreFullError", err))
@@ -123,7 +133,8 @@ def _go_on(job: Job, life: scenario.Life | None, folder: Path, out: dict[str, An
     """Go on after an error, the cause of which is gone: with the same handle, or if that will not do a new one."""
     store, ack = folder / "root" / STORE, folder / "ack"
     until = min(job.commits, (0 if life is None else life.model.commits) + ONWARD)
-    if life is not None:
+    # A draw that was interrupted may have been one of the two; whoever does not know begins with a new handle.
+    if life is not None and not (job.kind == "interrupt" and life.undone is not None and life.undone[0].kind == "draw"):
         try:
             life.run(until)
             life.close()
