@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 GYM_STEPS = 10_000
 RANDOM = "random"
 POSITIVE = click.IntRange(min=1)
+MOST_ENVS = 10_000
 GYM_ONLY = ("policy", "epsilon", "num_envs", "parallel", "seed")
 NPZ_ONLY = ("renamed", "env_id")
 
@@ -42,6 +44,14 @@ def _columns(ctx: click.Context, param: click.Parameter, pairs: tuple[str, ...])
             raise click.BadParameter(f"{pair!r} is not NAME=COLUMN")
         parsed[name] = column
     return parsed
+
+
+def _probability(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuse NaN, which is out of no range."""
+    del ctx, param
+    if math.isnan(value):
+        raise click.BadParameter("nan is not in the range 0<=x<=1.")
+    return value
 
 
 @click.command()
@@ -63,6 +73,7 @@ def _columns(ctx: click.Context, param: click.Parameter, pairs: tuple[str, ...])
 @click.option(
     "--epsilon",
     type=click.FloatRange(0, 1),
+    callback=_probability,
     metavar="X",
     default=0.05,
     show_default=True,
@@ -70,7 +81,7 @@ def _columns(ctx: click.Context, param: click.Parameter, pairs: tuple[str, ...])
 )
 @click.option(
     "--num-envs",
-    type=POSITIVE,
+    type=click.IntRange(1, MOST_ENVS),
     metavar="N",
     default=4,
     show_default=True,

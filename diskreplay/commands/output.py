@@ -36,12 +36,16 @@ class CommandGroup(click.Group):
         except ReplayError as err:
             _fail(str(err), err.hint)
         except MemoryError:
-            _fail("out of memory", "Use smaller batches or files, or a larger machine.")
+            _fail_for_memory()
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads on
         except OSError as err:
             place = f"{err.filename}: " if err.filename is not None else ""
             _fail(f"{place}{err.strerror or err}", "Check the path, its permissions and the disk.")
+        except RuntimeError as err:
+            if type(err).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(err):
+                raise
+            _fail_for_memory()  # torch's ways to say so
 
 
 def print_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
@@ -154,8 +158,12 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def _fail_for_memory() -> None:
+    _fail("out of memory", "Use smaller batches or files, or a larger machine.")
+
+
 def _fail(message: str, hint: str) -> None:
-    note(f"Error: {message}")
+    note(f"Error: {' '.join(line.strip() for line in message.splitlines())}")
     if hint:
         note(f"Hint: {hint}")
     sys.exit(EXIT_ERROR)

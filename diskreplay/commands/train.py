@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,12 +166,18 @@ def train(
 def _config(store: ReplayStore, given: dict[str, Any], resumed: Path | None) -> TrainConfig:
     """Build the run's options; those not given are the checkpoint's, or the defaults."""
     from diskreplay.learning import TrainConfig, read_checkpoint
+    from diskreplay.learning.checkpoint import committed_run, standing
 
     try:
-        if resumed is not None and (resumed / "checkpoint.pt").exists():
-            chosen = {name: value for name, value in given.items() if value is not None}
-            return dataclasses.replace(read_checkpoint(resumed).config, **chosen)
-        return TrainConfig.for_spec(store.spec, **given)
+        config = TrainConfig.for_spec(store.spec, **given)
+        path = None if resumed is None else standing(resumed, committed_run(store.metadata))
+        if path is None:
+            return config
+        chosen = {name: value for name, value in given.items() if value is not None}
+        found = read_checkpoint(path)
+        if "eval_env" in chosen and not found.config.eval_episodes:
+            chosen.setdefault("eval_episodes", config.eval_episodes)  # it was started with --eval-env none
+        return found.config_with(chosen, path)
     except ValueError as err:
         raise click.UsageError(str(err)) from err
 

@@ -74,6 +74,8 @@ class Archive:
         self.path = Path(path)
         self._max_bytes = _half_of_memory() if max_bytes is None else max_bytes
         try:
+            if self.path.exists() and not self.path.is_file():  # a pipe or a device may have no end
+                raise OSError("not a regular file")
             self._zip = zipfile.ZipFile(self.path)
             self._infos = {info.filename: info for info in self._zip.infolist()}
         except FileNotFoundError as err:

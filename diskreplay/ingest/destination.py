@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diskreplay.experience import StepSpec
+    from diskreplay.storage.eviction import Capacity
 
 SAME_STORE_KEYS = ("env_id", "preprocessing")
 
@@ -45,7 +46,7 @@ def open_destination(
             return ReplayStore.create(path, spec, metadata=dict(metadata), **options)
     except ReplayError:
         raise
-    except ValueError as err:
+    except (ValueError, OverflowError) as err:  # a capacity may be beyond all numbers
         raise SpecMismatchError(
             f"{path}: {err}",
             path=path,
@@ -91,9 +92,15 @@ def _check_options(store: ReplayStore, options: Mapping[str, Any]) -> None:
     for key, value in given.items():
         here = getattr(store, key)
         if value != here:
+            told = "chosen by measurement" if here is None else _capacity(here) if key == "capacity" else here
             raise SpecMismatchError(
-                f"{store.path} has {key} {'chosen by measurement' if here is None else here}, "
-                f"which cannot become {options[key]}",
+                f"{store.path} has {key} {told}, which cannot become {options[key]}",
                 path=store.path,
                 hint=f"Leave out --{key.replace('_', '-')}: it only counts when a store is made.",
             )
+
+
+def _capacity(capacity: Capacity) -> str:
+    if capacity.size_bytes is not None:
+        return f"{capacity.size_bytes:,} bytes"
+    return "without limit" if capacity.steps is None else f"{capacity.steps:,} transitions"

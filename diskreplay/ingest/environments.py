@@ -114,9 +114,10 @@ def resolve(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as err:
+        except (Exception, SystemExit) as err:  # a module may fail in any way
+            why = str(err) if isinstance(err, ImportError) else f"{type(err).__name__}: {err}"
             raise SourceError(
-                f"{env_id}: the module {module!r} cannot be imported: {err}",
+                f"{env_id}: the module {module!r} cannot be imported: {why}",
                 hint="Write gym:ID, or gym:MODULE:ID if importing MODULE registers it.",
             ) from err
     if name not in gymnasium.registry:

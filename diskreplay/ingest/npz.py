@@ -1,7 +1,7 @@
 """Ingest a numpy archive of episodes.
 
-Each file gets a stream of its own, named after its content, so that the same file is never taken in
-twice, and one that was interrupted goes on at the episode where it stopped.
+Each file gets a stream of its own, named after its content and the columns that were chosen by hand, so that
+the same file is never taken in twice, and one that was interrupted goes on at the episode where it stopped.
 """
 
 from __future__ import annotations
@@ -84,14 +84,16 @@ def ingest_npz(
         What was taken in; its notes name steps that were not.
 
     Raises:
-        SourceError: If the file cannot be read, or its columns do not fit each other or the store.
+        SourceError: If the file cannot be read, its columns do not fit each other or the store, or the store
+            has it with other columns.
     """
     if commit_every < 1 or (steps is not None and steps < 1):
         raise ValueError("require steps, commit_every >= 1")
     with Archive(file, max_bytes=max_bytes) as archive:
-        arrays = _load(archive, columns or {})
+        found = _find(archive, columns or {})
+        arrays = _load(archive, found)
     spec, metadata = _expected(store_path, archive, arrays, env_id)
-    stream = f"npz-{_digest(archive.path)}"
+    stream = _stream(archive, found)
     # A new store is made only for a file that fits; an existing one says what the file must fit.
     cutter = None if spec is None else _cut(archive, arrays, spec)
     with open_destination(
@@ -104,6 +106,7 @@ def ingest_npz(
         chunk_steps=chunk_steps,
         durability=durability,
     ) as store:
+        _refuse_other_columns(archive, store, stream)
         cutter = cutter or _cut(archive, arrays, store.spec)
         total = int(cutter.lengths.sum())
         wanted = total if steps is None else steps
@@ -170,9 +173,8 @@ def _find(archive: Archive, renamed: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _load(archive: Archive, renamed: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+def _load(archive: Archive, found: Mapping[str, str]) -> dict[str, NDArray[Any]]:
     """Read the columns under the names used here; a trailing axis of length 1 is dropped."""
-    found = _find(archive, renamed)
     loaded = archive.load(found.values())
     arrays = {name: loaded[column] for name, column in found.items()}
     for name, array in arrays.items():
@@ -269,3 +271,26 @@ def _flags(flags: NDArray[Any]) -> NDArray[Any]:
 def _digest(path: os.PathLike[str]) -> str:
     with open(path, "rb") as stream:  # noqa: PTH123
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def _stream(archive: Archive, found: Mapping[str, str]) -> str:
+    """Name the stream of a file: by its content, and by its columns where they are not those of the usual names."""
+    name = f"npz-{_digest(archive.path)}"
+    try:
+        usual = _find(archive, {})
+    except SourceError:
+        usual = {}
+    if found == usual:
+        return name
+    columns = "\0".join(f"{key}={column}" for key, column in sorted(found.items()))
+    return f"{name}-{hashlib.sha256(columns.encode(errors='surrogateescape')).hexdigest()[:8]}"
+
+
+def _refuse_other_columns(archive: Archive, store: ReplayStore, stream: str) -> None:
+    """Refuse a file of which the store has other columns already: the same steps twice, or some of both."""
+    content = "-".join(stream.split("-")[:2])
+    if any(name != stream and (name == content or name.startswith(f"{content}-")) for name in store.streams):
+        raise archive.error(
+            f"{store.path} has this file already, with other columns",
+            hint="Give --map as at the first time, or ingest these columns into another store.",
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from diskreplay.learning.network import ACTIVATIONS, is_image
@@ -58,6 +60,14 @@ IMAGE_DEFAULTS: dict[str, Any] = {
 2,000 updates, since it updates once in four steps of four frames. But rewards are stored as the game gives
 them, and a batch has their n-step sums, so values are rescaled where Rainbow clips each reward. An evaluation's
 episodes end after 5 minutes of play (Machado et al. 2018, arXiv:1709.06009)."""
+
+
+MOST_WHOLE = (1 << 63) - 1
+MOST = {"n_step": 1 << 16, "frame_stack": 1 << 16, "batch_size": 1 << 24, "prefetch": 1 << 10, "seed": (1 << 64) - 1}
+"""Largest whole numbers: what windows, samplers and torch's generator take; all batches drawn ahead are in memory."""
+MOST_THREADS, MOST_LAYERS = 1 << 10, 100
+OPTIONAL = {"eval_env": str, "torch_threads": int}
+"""Options that may be None, and what they are otherwise."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,11 @@ class TrainConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.name not in OPTIONAL:
+                kind = OPTIONAL.get(field.name, type(field.default))
+                object.__setattr__(self, field.name, _as_kind(field.name, value, kind))
         at_least_one = (
             "updates batch_size n_step frame_stack target_every prefetch log_every eval_envs "
             "eval_max_steps checkpoint_every"
@@ -157,12 +172,16 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("learning_rate", "adam_eps", "grad_clip"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("learning_rate", "final_learning_rate", "adam_eps", "cql_alpha"):  # grad_clip: inf clips nothing
+            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
         for name in ("gamma", "alpha", "beta"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         _require(self.on_corruption in ("raise", "skip"), "on_corruption", self.on_corruption, "'raise' or 'skip'")
         _require(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {list(ACTIVATIONS)}")
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        _require(all(size >= 1 for size in self.hidden), "hidden", self.hidden, "positive widths")
+        widths = len(self.hidden) <= MOST_LAYERS and all(isinstance(size, int) and size >= 1 for size in self.hidden)
+        _require(widths, "hidden", self.hidden, f"at most {MOST_LAYERS} positive widths")
+        threads = self.torch_threads
+        _require(threads is None or 1 <= threads <= MOST_THREADS, "torch_threads", threads, f"1 to {MOST_THREADS:,}")
 
     @classmethod
     def for_spec(cls, spec: StepSpec, **given: Any) -> TrainConfig:
@@ -200,6 +219,21 @@ class TrainConfig:
             for name, mine, theirs in pairs
             if mine != theirs and name not in FREE_TO_CHANGE
         )
+
+
+def _as_kind(name: str, value: Any, kind: type) -> Any:
+    """Return a value as what its option is, whole numbers no larger than they may be."""
+    if kind in (int, float):
+        number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        _require(number, name, value, "a whole number" if kind is int else "a number")
+        if kind is int:
+            most = MOST.get(name, MOST_WHOLE)
+            _require(value <= most, name, value, f"at most {most:,}")
+        return kind(value)
+    if kind is tuple and isinstance(value, list):
+        return tuple(value)
+    _require(isinstance(value, kind), name, value, f"a {kind.__name__}")
+    return value
 
 
 def _require(ok: bool, name: str, value: object, expected: str) -> None:

@@ -53,9 +53,13 @@ class Learner:
             torch.manual_seed(config.seed)
             network = build_network(spec, config)
         try:
+            torch.zeros(1, device=config.device).item()  # "meta" takes a network, but has no numbers
             self.network = network.to(config.device)
-        except (RuntimeError, AssertionError) as err:  # torch without CUDA asserts
-            raise TrainingError(f"device {config.device!r}: {err}", hint="Use --device cpu.") from err
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError, ImportError) as err:  # torch without CUDA asserts
+            why = str(err).partition("\n")[0]
+            raise TrainingError(f"device {config.device!r}: {why}", hint="Use --device cpu.") from err
         self.target = copy.deepcopy(self.network)
         for parameter in self.target.parameters():
             parameter.requires_grad = False
@@ -116,6 +120,7 @@ class Learner:
         try:
             self.network.load_state_dict(state["network"])
             self.target.load_state_dict(state["target"])
-            self._optimizer.load_state_dict(state["optimizer"])
+            groups = self._optimizer.state_dict()["param_groups"]  # the config's, not a file's
+            self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         except (KeyError, RuntimeError, ValueError) as err:
             raise TrainingError(f"the checkpoint's weights do not fit its config: {err}") from err

@@ -74,22 +74,36 @@ def read_metrics(path: str | PathLike[str]) -> list[dict[str, Any]]:
     A last line that a crash cut short is left out.
 
     Raises:
-        TrainingError: If there is no such file, or another line is not JSON.
+        TrainingError: If there is no such file, or another line is not a record.
     """
     path = Path(path)
     path = path / NAME if path.is_dir() else path
     if not path.exists():
         raise TrainingError(f"{path}: no metrics there", path=path)
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as err:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as err:
             if number == len(lines):
                 break
             raise TrainingError(f"{path}: line {number} is not JSON: {err}", path=path) from err
+        if not _is_record(record):
+            raise TrainingError(f"{path}: line {number} is not a record of a run", path=path)
+        records.append(record)
     return records
+
+
+def _is_record(record: Any) -> bool:
+    """Tell whether a line has what a curve and a resumed run take from it."""
+    if not isinstance(record, dict) or not isinstance(record.get("update"), int):
+        return False
+    numbers = [record.get("loss"), record.get("data_wait_share")]
+    if record.get("kind") == "evaluation":
+        returns = record.get("eval_returns")
+        numbers = [record.get("eval_return_mean"), *(returns if isinstance(returns, list) and returns else [None])]
+    return all(isinstance(number, (int, float)) for number in numbers)
 
 
 def _cut(path: Path, update: int) -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SMALLEST_IMAGE = 36
 """Side below which the convolutions have nothing left; smaller images are flattened."""
 
+WIDE = frozenset({"float64", "int32", "uint32", "int64", "uint64"})
+"""Dtypes of which float32 does not hold every value."""
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
@@ -109,7 +112,10 @@ class QNetwork(nn.Module):
 
 
 class _Vector(nn.Module):
-    """Flatten a leaf and shift and scale it; the buffers are set by `set_normaliser`."""
+    """Flatten a leaf and shift and scale it; the buffers are set by `set_normaliser`.
+
+    Numbers that float32 cannot tell apart are shifted as float64: a clock or a position far away is not rounded.
+    """
 
     def __init__(self, leaf: ArraySpec, frame_stack: int) -> None:
         super().__init__()
@@ -119,12 +125,13 @@ class _Vector(nn.Module):
         scale = 1 / 255 if leaf.dtype == "uint8" and leaf.kind == "box" else 1.0
         self.shift: Tensor
         self.scale: Tensor
-        self.register_buffer("shift", torch.zeros(size))
-        self.register_buffer("scale", torch.full((size,), scale))
+        kind = torch.float64 if leaf.dtype in WIDE else torch.float32
+        self.register_buffer("shift", torch.zeros(size, dtype=kind))
+        self.register_buffer("scale", torch.full((size,), scale, dtype=kind))
 
     def forward(self, value: Tensor) -> Tensor:
-        rows = value.reshape(len(value), -1, self.shift.numel()).to(torch.float32)
-        return ((rows - self.shift) * self.scale).flatten(1)
+        rows = value.reshape(len(value), -1, self.shift.numel()).to(self.shift.dtype)
+        return ((rows - self.shift) * self.scale).to(torch.float32).flatten(1)
 
 
 class _OneHot(nn.Module):

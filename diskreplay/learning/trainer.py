@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from diskreplay.learning.evaluation import EnvFactory
     from diskreplay.store import ReplayStore
 
-MARK = "training"
-"""Key in the store's metadata under which a commit names the run and the update it belongs to."""
-
 
 def train(
     store: ReplayStore,
@@ -119,6 +116,8 @@ class Trainer:
                     hint="Start anew in another folder; give samplers of your own another name.",
                 )
             self.learner.load_state_dict(found.learner)
+        # Not before the sampler is this run's: another that still goes on may be about to let its next one count.
+        checkpoints.settle(self.folder, checkpoints.committed_run(store.metadata))
         self._tally = Tally(self._clock.seconds, self.batches.wait_seconds)
         self._returns: list[float] = []
         self._evaluated_at = -1
@@ -184,6 +183,8 @@ class Trainer:
 
     def _learn(self) -> None:
         config = self.config
+        if self.updates and config.eval_every and self.updates % config.eval_every == 0:
+            self._evaluate()  # the one that a signal cut off before the checkpoint this run goes on from
         while self.updates < config.updates and not self._stop.is_set():
             batch = self.batches.next()
             update = self.learner.update(batch, self.updates)
@@ -247,14 +248,13 @@ class Trainer:
                 learner=self.learner.state_dict(),
             )
             checkpoints.write_next(self.folder, checkpoint)
-            self.store.update_metadata({MARK: {"run": self._run, "updates": self.updates}})
+            self.store.update_metadata({checkpoints.MARK: {"run": self._run, "updates": self.updates}})
             self.store.commit()
             checkpoints.promote(self.folder)
 
     def _find_checkpoint(self, *, resume: bool) -> Checkpoint | None:
-        mark = self.store.metadata.get(MARK)
-        committed = (str(mark["run"]), int(mark["updates"])) if mark else None
-        path = checkpoints.settle(self.folder, committed)
+        committed = checkpoints.committed_run(self.store.metadata)
+        path = checkpoints.standing(self.folder, committed)
         if path is None:
             return None
         if not resume:

@@ -28,7 +28,11 @@ GREY = "#6b7280"
 LOG_RATIO = 50
 """Counts that differ more than this are drawn on a logarithmic axis."""
 MIN_BINS, MAX_BINS = 12, 60
+MAX_BARS = 200
+"""Discrete actions that get a bar each; more share bins."""
 WHOLE_LIMIT = 2**50
+LARGEST = 1e300
+"""Numbers beyond are drawn there: differences of larger ones overflow."""
 FEW_BARS = 20
 MAX_POINTS = 20_000
 MAX_GROUPS = 50
@@ -117,13 +121,14 @@ def _actions(axis: Axes, store: ReplayStore) -> None:
         size = int(np.prod(leaf.shape, dtype=np.int64))
         for entry in range(min(size, MAX_LINES - lines)):
             read = partial(_entry_blocks, store, leaf.name, entry)
-            edges = _discrete_edges(leaf) if leaf.kind == "discrete" else _edges(read)
+            bars = leaf.kind == "discrete" and (leaf.n or 1) <= MAX_BARS
+            edges = _discrete_edges(leaf) if bars else _edges(read)
             if edges is None or len(store) == 0:
                 _say(axis, "no steps yet")
                 return
             counts = _count(read, edges)
             lines += 1
-            if leaf.kind == "discrete" and len(store.spec.action_leaves) == 1:
+            if bars and len(store.spec.action_leaves) == 1:
                 axis.bar(edges[:-1] + 0.5, counts, color=INK, width=0.8)
                 if len(counts) <= FEW_BARS:
                     axis.set_xticks(edges[:-1] + 0.5)
@@ -155,7 +160,7 @@ def _unit_bins(edges: NDArray[np.float64]) -> bool:
 def _edges(read: Blocks) -> NDArray[np.float64] | None:
     """Return bin edges that suit the values: whole numbers share a bin with their equals."""
     low, high, count, whole = np.inf, -np.inf, 0, True
-    for block in read():
+    for block in map(_numbers, read()):
         if len(block):
             low, high = min(low, float(block.min())), max(high, float(block.max()))
             count += len(block)
@@ -174,9 +179,13 @@ def _edges(read: Blocks) -> NDArray[np.float64] | None:
 
 def _count(read: Blocks, edges: NDArray[np.float64]) -> NDArray[np.int64]:
     counts = np.zeros(len(edges) - 1, dtype=np.int64)
-    for block in read():
+    for block in map(_numbers, read()):
         counts += np.histogram(block, edges)[0]
     return counts
+
+
+def _numbers(block: NDArray[Any]) -> NDArray[np.float64]:
+    return np.clip(block.astype(np.float64), -LARGEST, LARGEST)
 
 
 def _scale_counts(axis: Axes, counts: NDArray[np.int64]) -> None:

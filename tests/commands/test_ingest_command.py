@@ -130,6 +130,23 @@ def test_bad_archives(cli, check_error, tmp_path, archive):
 def test_an_impossible_capacity(cli, check_error, tmp_path):
     result = cli("ingest", tmp_path / "s", "gym:CartPole-v1", "--capacity", "lots")
     check_error(result, "capacity must be")
+    check_error(cli("ingest", tmp_path / "s", "gym:CartPole-v1", "--capacity", "9" * 400 + "GB"), tmp_path / "s")
+
+
+def test_a_capacity_for_a_store_that_has_another(cli, check_error, store):
+    result = cli("ingest", store, "gym:CartPole-v1", "--capacity", "1GB")
+    check_error(result, "has capacity without limit, which cannot become 1GB", "Leave out --capacity")
+
+
+def test_the_same_archive_with_another_column(cli, check_error, tmp_path, archive):
+    assert cli("ingest", tmp_path / "s", f"npz:{archive}", "--map", "observations=obs").exit_code == 0
+    other = ("--map", "observations=obs", "--map", "rewards=actions")
+    check_error(cli("ingest", tmp_path / "s", f"npz:{archive}", *other), "with other columns", "--map")
+
+
+@pytest.mark.parametrize("env_id", [".a:X", "..:X", ":X", "a..b:X"])
+def test_a_module_that_cannot_be_one(cli, check_error, tmp_path, env_id):
+    check_error(cli("ingest", tmp_path / "s", f"gym:{env_id}"), env_id)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +156,8 @@ def test_an_impossible_capacity(cli, check_error, tmp_path):
         ("s",),
         ("s", "gym:CartPole-v1", "--steps", 0),
         ("s", "gym:CartPole-v1", "--epsilon", 2),
+        ("s", "gym:CartPole-v1", "--epsilon", "nan"),
+        ("s", "gym:CartPole-v1", "--num-envs", 2**63),
         ("s", "gym:CartPole-v1", "--num-envs", -1),
         ("s", "gym:CartPole-v1", "--compression", "zip"),
         ("s", "gym:CartPole-v1", "--nonsense"),

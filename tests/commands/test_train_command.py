@@ -1,6 +1,8 @@
 import json
+import sys
 import warnings
 
+import gymnasium
 import pytest
 
 from diskreplay import CorruptionWarning
@@ -106,6 +108,81 @@ def test_a_store_without_steps(cli, check_error, store, tmp_path):
 )
 def test_wrong_usage(cli, tmp_path, arguments):
     assert cli("train", tmp_path / "s", *arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--n-step", 70_000),
+        ("--frame-stack", 70_000),
+        ("--batch-size", 20_000_000),
+        ("--prefetch", 10**9),
+        ("--seed", 2**64),
+        ("--updates", 10**30),
+        ("--gamma", "nan"),
+        ("--lr", "nan"),
+        ("--lr", "inf"),
+        ("--final-lr", "inf"),
+        ("--grad-clip", "nan"),
+        ("--cql", "inf"),
+        ("--alpha", "nan"),
+        ("--beta", "nan"),
+    ],
+)
+def test_numbers_that_no_run_can_have(cli, store, tmp_path, option, value):
+    result = cli("train", store, "--out", tmp_path / "run", *SMALL, option, value)
+    assert result.exit_code == 2
+    assert "expected" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("device", ["meta", "nonsense"])
+def test_a_device_that_torch_lacks(cli, check_error, store, tmp_path, device):
+    result = cli("train", store, "--out", tmp_path / "run", "--device", device, *SMALL)
+    check_error(result, f"device '{device}'", "--device cpu")
+
+
+def test_resume_after_a_kill_before_the_first_checkpoint_had_its_name(cli, store, tmp_path):
+    """The store has committed it: its options are those of the run, not the defaults."""
+    out = tmp_path / "run"
+    assert cli("train", store, "--out", out, "--lr", 0.01, *SMALL).exit_code == 0
+    (out / "checkpoint.pt").rename(out / "checkpoint.next.pt")
+    result = cli("train", store, "--out", out, "--resume", "--updates", 60, "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["updates"] == 60
+    from diskreplay.learning import read_checkpoint
+
+    assert read_checkpoint(out).config.learning_rate == 0.01
+
+
+def test_a_run_without_evaluation_can_be_evaluated_from_a_resume_on(cli, store, tmp_path):
+    out = tmp_path / "run"
+    assert cli("train", store, "--out", out, "--eval-env", "none", *SMALL).exit_code == 0
+    more = ("--resume", "--eval-env", "CartPole-v1", "--json", "--quiet")
+    result = cli("train", store, "--out", out, *more, "--updates", 50)
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)["eval_returns"]) == 20
+    result = cli("train", store, "--out", out, *more, "--updates", 60, "--eval-episodes", 0)
+    assert json.loads(result.stdout)["eval_returns"] == []
+
+
+def test_a_checkpoint_does_not_say_which_module_to_import(cli, check_error, store, tmp_path, monkeypatch):
+    (tmp_path / "module_beside.py").write_text(
+        "import pathlib, gymnasium\n"
+        f"pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+        "gymnasium.register('Beside-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    out, env_id = tmp_path / "run", "module_beside:Beside-v0"
+    assert cli("train", store, "--out", out, "--eval-env", env_id, *SMALL).exit_code == 0
+    (tmp_path / "ran").unlink()
+    monkeypatch.delitem(sys.modules, "module_beside")
+    monkeypatch.delitem(gymnasium.registry, "Beside-v0")
+    again = ("train", store, "--out", out, "--resume", "--updates", 50, "--quiet")
+    check_error(cli(*again), env_id, "--eval-env")
+    assert not (tmp_path / "ran").exists()
+    assert cli(*again, "--eval-env", env_id).exit_code == 0
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_run_inside_the_store_is_refused(cli, store):

@@ -1,4 +1,5 @@
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -109,3 +110,10 @@ def test_members_are_never_extracted(tmp_path):
     with Archive(path) as archive:
         assert archive.load(["../evil"])["../evil"].tolist() == [0, 0, 0, 0]
     assert not (tmp_path.parent / "evil.npy").exists()
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(SourceError, match="not a regular file"):
+            Archive(path)

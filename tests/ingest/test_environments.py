@@ -92,6 +92,14 @@ def test_a_module_that_cannot_be_imported_is_named():
         make_env("no_such_module:Env-v0")
 
 
+@pytest.mark.parametrize("code", ["1 / 0", "import sys; sys.exit(0)", "def", "raise KeyError"])
+def test_a_module_that_fails_is_named(tmp_path, monkeypatch, code):
+    (tmp_path / "failing_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SourceError, match=r"'failing_module' cannot be imported: \w"):
+        make_env("failing_module:Env-v0")
+
+
 @pytest.mark.parametrize(("env_id", "extra"), [("HalfCheetah-v5", "mujoco"), ("LunarLander-v3", "box2d")])
 def test_missing_packages_come_with_the_pip_command(monkeypatch, env_id, extra):
     def make(*args, **kwargs):

@@ -132,6 +132,27 @@ def test_the_same_file_is_never_taken_in_twice(tmp_path, file):
     assert report.notes == ("6 of its 6 steps were in the store already",)
 
 
+def test_a_file_is_not_taken_in_again_with_other_columns(tmp_path):
+    """Neither twice, nor the rest of it; with the same ones given in other words it is the same file."""
+    file = save(tmp_path / "a.npz", columns(corrected=np.zeros(6)))
+    other = {"rewards": "corrected"}
+    asked = iter([False, True])
+    assert ingest_npz(tmp_path / "s", file, stop=lambda: next(asked)).steps == 3
+    with pytest.raises(SourceError, match=r"a\.npz: .*s has this file already, with other columns") as caught:
+        ingest_npz(tmp_path / "s", file, columns=other)
+    assert "--map" in caught.value.hint
+    assert ingest_npz(tmp_path / "s", file, columns={"rewards": "rewards"}).steps == 3
+
+    assert ingest_npz(tmp_path / "t", file, columns=other, steps=3).steps == 3
+    for given in (None, {"rewards": "actions"}):
+        with pytest.raises(SourceError, match="with other columns"):
+            ingest_npz(tmp_path / "t", file, columns=given)
+    assert ingest_npz(tmp_path / "t", file, columns=other).steps == 3
+    with ReplayStore.open(tmp_path / "t") as store:
+        assert len(store) == 6
+        assert not np.concatenate(list(store.column("reward"))).any()
+
+
 def test_an_interrupted_file_goes_on_where_it_stopped(tmp_path, file):
     asked = iter([False, True])
     first = ingest_npz(tmp_path / "s", file, stop=lambda: next(asked))

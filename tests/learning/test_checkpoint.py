@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import numpy as np
@@ -135,9 +136,125 @@ def test_a_checkpoint_runs_no_code(tmp_path):
             return (open, (str(tmp_path / "made"), "w"))
 
     torch.save({"format": 1, "evil": Evil()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(TrainingError, match="not a checkpoint that can be read"):
+    with pytest.raises(TrainingError, match="not a checkpoint that can be read") as error:
         read_checkpoint(tmp_path)
+    assert "weights_only" not in str(error.value)  # no advice on how to run it after all
     assert not (tmp_path / "made").exists()
+
+
+def change(path, *keys, to=None):
+    """Write a checkpoint again with one entry changed, or taken out where `to` is None."""
+    data = torch.load(path, weights_only=True)
+    place = data
+    for key in keys[:-1]:
+        place = place[key]
+    if to is None:
+        del place[keys[-1]]
+    else:
+        place[keys[-1]] = to
+    torch.save(data, path)
+
+
+WEIGHT = ("learner", "network", "trunk.0.weight")
+MOMENT = ("learner", "optimizer", "state", 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "to", "message"),
+    [
+        *[((name,), None, f"'{name}'") for name in ("run", "config", "spec", "learner", "seconds")],
+        (("run",), 5, "run: expected a string, got 5"),
+        (("updates",), "many", "updates: expected a whole number"),
+        (("updates",), -1, "updates: expected a whole number"),
+        (("seconds",), float("nan"), "seconds: expected a number of seconds"),
+        (("config",), [], ""),
+        (("config", "gamma"), 7.0, "gamma: expected in"),
+        (("config", "device"), 3, "device: expected a str"),
+        (("config", "hidden"), [10**9], "trunk.0.weight: expected shape (1000000000, 3)"),
+        (("config", "hidden"), [2**62, 2**62], ""),
+        (("config", "frame_stack"), 60_000, "network trunk.0.weight: expected shape"),
+        (("spec", "observation"), [1], ""),
+        (("spec", "observation", "array", "shape"), [float("inf")], ""),
+        (("spec", "action", "array", "n"), 10**30, ""),
+        (("learner",), [], ""),
+        (("learner", "target"), None, "'target'"),
+        (("learner", "target"), 5, "target: expected tensors by name"),
+        (WEIGHT, None, "network: expected ["),
+        (WEIGHT, "x", "trunk.0.weight: expected a tensor"),
+        (WEIGHT, torch.zeros(8, 4), "trunk.0.weight: expected shape (8, 3), got (8, 4)"),
+        (WEIGHT, torch.zeros(1).expand(8, 3), "trunk.0.weight: expected a tensor, dense"),
+        (WEIGHT, torch.zeros(8, 3, device="meta"), "trunk.0.weight: expected a tensor, dense, in memory"),
+        (WEIGHT, torch.zeros(8, 3).to_sparse(), "trunk.0.weight: expected a tensor, dense"),
+        (WEIGHT, torch.zeros(8, 3, dtype=torch.int64), "trunk.0.weight: expected floating-point numbers"),
+        (WEIGHT, torch.full((8, 3), float("nan")), "trunk.0.weight: expected finite numbers"),
+        (("learner", "optimizer"), 5, "optimizer: expected its state"),
+        (("learner", "optimizer", "state"), {}, "optimizer: expected all parameters' moments"),
+        (MOMENT, 5, "optimizer 0: expected tensors by name"),
+        ((*MOMENT, "exp_avg"), torch.zeros(2), "optimizer 0 exp_avg: expected shape (8, 3), got (2,)"),
+    ],
+)
+def test_parts_that_are_missing_or_wrong_are_named(tmp_path, keys, to, message):
+    """Nothing of a file that does not fit itself gets as far as a network, nor takes the memory it claims."""
+    path = save(tmp_path, make())
+    change(path, *keys, to=to)
+    for read in (read_checkpoint, load_policy):
+        with pytest.raises(TrainingError, match=r"checkpoint\.pt: the checkpoint lacks or misstates") as error:
+            read(path)
+        assert message in str(error.value)
+
+
+def test_the_optimizers_options_are_the_configs(tmp_path):
+    """What a file says of them is not looked at."""
+    path = save(tmp_path, make())
+    change(path, "learner", "optimizer", "param_groups", to=[{"params": "none", "fused": "yes"}])
+    learner = Learner(SPEC, CONFIG)
+    learner.load_state_dict(read_checkpoint(path).learner)
+    learner.update(batch(np.random.default_rng(0)), 1)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """One in the weights would be another network."""
+    path = save(tmp_path, make())
+    whole = bytearray(path.read_bytes())
+    weights = read_checkpoint(path).learner["network"]["trunk.0.weight"].numpy().tobytes()
+    whole[bytes(whole).index(weights)] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(TrainingError, match=r"not a checkpoint that can be read: its record .* is damaged"):
+        read_checkpoint(path)
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+    """The error names the reason, not what torch's writer makes of it."""
+
+    class Full:
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(type(tmp_path), "open", lambda *_: Full())
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.write_next(tmp_path, make())
+
+
+def test_a_checkpoint_that_names_a_module_is_not_followed(tmp_path):
+    """Where a run is evaluated may be given anew; a file's own word must not run code."""
+    found = replace(make(), config=replace(CONFIG, eval_env="module_beside:X-v0"))
+    with pytest.raises(TrainingError, match="module_beside") as error:
+        found.config_with({"updates": 200}, tmp_path)
+    assert "--eval-env" in error.value.hint
+    assert found.config_with({"eval_env": "mine:X-v0"}, tmp_path).eval_env == "mine:X-v0"
+    assert found.config_with({"eval_episodes": 0}, tmp_path).eval_episodes == 0
+
+
+@pytest.mark.parametrize("mark", [None, 5, [], {}, {"run": "a"}, {"run": "a", "updates": "many"}])
+def test_a_mark_that_is_none(mark):
+    """Metadata of a store from elsewhere may be anything."""
+    assert checkpoints.committed_run({checkpoints.MARK: mark}) is None
 
 
 def test_misfits_are_named(tmp_path):

@@ -57,12 +57,37 @@ def test_learning_rate_falls_in_a_straight_line():
         ("hidden", (8, 0)),
         ("activation", "swish"),
         ("eval_every", -1),
+        ("n_step", 70_000),
+        ("frame_stack", 70_000),
+        ("batch_size", 20_000_000),
+        ("prefetch", 10**9),
+        ("seed", 2**64),
+        ("updates", 2**63),
+        ("updates", 1.5),
+        ("updates", True),
+        ("learning_rate", float("inf")),
+        ("cql_alpha", float("inf")),
+        ("gamma", "0.9"),
+        ("double", 1),
+        ("device", None),
+        ("eval_env", 5),
+        ("torch_threads", 0),
+        ("hidden", 64),
+        ("hidden", (2.5,)),
+        ("hidden", (8,) * 1000),
     ],
 )
 def test_values_out_of_range_are_named(name, value):
     """The message has the option, what was expected and what was given."""
     with pytest.raises(ValueError, match=rf"^{name}: expected .*, got"):
         TrainConfig(**{name: value})
+
+
+def test_the_largest_values_are_taken():
+    """None for what may be left open; no clipping at all; every seed torch takes."""
+    config = TrainConfig(n_step=65_536, seed=2**64 - 1, grad_clip=float("inf"), eval_env=None, torch_threads=None)
+    assert TrainConfig.from_json(config.to_json()) == config
+    assert type(TrainConfig(updates=np.int64(5)).updates) is int  # what a checkpoint can hold
 
 
 def test_json_round_trip():

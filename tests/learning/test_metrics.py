@@ -102,3 +102,22 @@ def test_curve_is_a_png(tmp_path, records):
     """Whatever a run wrote, also nothing, can be drawn."""
     path = plot_curve(records, tmp_path / "curve.png", title="CartPole-v1")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"5",
+        b"{}",
+        b'{"kind": "train", "update": 1}',
+        b'{"kind": "evaluation", "update": 1, "eval_return_mean": 1.0, "eval_returns": []}',
+        b'{"kind": "evaluation", "update": 1, "eval_return_mean": 1.0, "eval_returns": ["x"]}',
+        b"\xff\xfe",
+    ],
+)
+def test_lines_that_are_no_records_are_refused(tmp_path, line):
+    """A curve cannot be drawn from them, nor a run go on."""
+    good = b'{"kind": "train", "update": 1, "loss": 0.5, "data_wait_share": 0.1}'
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([line, good]))
+    with pytest.raises(TrainingError, match="line 1 is not"):
+        read_metrics(tmp_path)

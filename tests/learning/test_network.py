@@ -77,6 +77,21 @@ def test_vectors_stack_and_normalise():
     assert network.encoders[0](frames).tolist() == [[1, 0, 0, 0, 2, 0]]
 
 
+@pytest.mark.parametrize(("dtype", "offset"), [("float64", 1e12), ("int64", 1e12), ("int32", 1e9), ("float32", 1e4)])
+def test_large_offsets_do_not_cost_precision(dtype, offset):
+    """A clock of 10^12 that goes by ones is told apart: it is shifted before it is rounded to float32."""
+    spec = StepSpec.from_spaces(Box(0, offset * 2, (1,), dtype), Discrete(2))
+    network = QNetwork(spec, hidden=())
+    rows = torch.tensor([[offset - 1], [offset], [offset + 2]], dtype=getattr(torch, dtype))
+    wide = rows.to(torch.float64)
+    set_normaliser(network, 0, wide.mean(dim=0), wide.std(dim=0, correction=0))
+    features = network.encoders[0](rows)
+    assert features.dtype == torch.float32
+    expected = (wide - wide.mean()) / wide.std(correction=0)
+    assert features.numpy() == pytest.approx(expected.numpy(), abs=1e-3)
+    assert network(rows).dtype == torch.float32
+
+
 def test_nested_observations_are_concatenated():
     """Every kind of leaf has an encoder; a Discrete one is one-hot."""
     space = Dict(

@@ -14,7 +14,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from diskreplay import PrioritizedSampler, ReplayStore, StepSpec, UniformSampler
-from diskreplay.errors import NotEnoughStepsError, ReadOnlyError, SpecMismatchError, TrainingError
+from diskreplay.errors import NotEnoughStepsError, ReadOnlyError, SpecMismatchError, StoreLockedError, TrainingError
 from diskreplay.learning import TrainConfig, curve, load_policy, read_checkpoint, read_metrics, train
 from diskreplay.learning import checkpoint as checkpoints
 from diskreplay.learning.learner import Learner
@@ -246,6 +246,33 @@ def test_an_interrupted_run_resumes_bit_for_bit(make_copy, tmp_path, whole, numb
     store.close()
 
 
+@pytest.mark.parametrize("at", [20, 40, 60])
+def test_an_evaluation_that_a_signal_cut_off_is_done_after_all(make_copy, tmp_path, whole, at):
+    """The resumed run has every point of the curve."""
+    done = []
+
+    def make_nervous(env_id, *, seed):
+        env = make_env(env_id, seed=seed)
+        step = env.step
+
+        def nervous(action):
+            if len(read_metrics(tmp_path / "out")) >= at // 10 + at // 20 - 1 and not done:
+                done.append(os.kill(os.getpid(), signal.SIGTERM))
+            return step(action)
+
+        env.step = nervous
+        return env
+
+    store = make_copy()
+    report = train(store, tmp_path / "out", CONFIG, env_factory=make_nervous, progress=False)
+    assert (report.updates, report.interrupted) == (at, True)
+    assert report.eval_return_mean is None
+    store = reopen(store)
+    assert not run(store, tmp_path / "out", resume=True).interrupted
+    assert_same_run(whole[0], tmp_path / "out")
+    store.close()
+
+
 @pytest.mark.parametrize("step", ["write_next", "commit", "promote"])
 def test_a_crash_while_saving_loses_nothing(make_copy, tmp_path, monkeypatch, whole, step):
     """Whichever of the three steps of a checkpoint is the last, the run goes on exactly."""
@@ -408,6 +435,32 @@ def test_a_store_that_names_a_module_is_not_followed(make_copy, tmp_path):
         run(store, tmp_path / "a")
     assert "--eval-env" in error.value.hint
     assert run(store, tmp_path / "b", replace(CONFIG, eval_episodes=0)).updates == 60
+
+
+def test_a_run_that_goes_on_elsewhere_is_left_alone(make_copy, tmp_path):
+    """The same command given twice: the second one takes away no checkpoint that is about to count."""
+    store = make_copy()
+    run(store, tmp_path / "out")
+    checkpoints.write_next(tmp_path / "out", replace(read_checkpoint(tmp_path / "out"), updates=80))
+    store = reopen(store)
+    with ReplayStore.open(store.path, mode="a") as other:
+        sampler = PrioritizedSampler(other, resume=True)
+        with pytest.raises(StoreLockedError):
+            run(store, tmp_path / "out", replace(CONFIG, updates=80), resume=True)
+        assert (tmp_path / "out" / checkpoints.NEXT_NAME).exists()
+        del sampler
+    store = reopen(store)
+    assert run(store, tmp_path / "out", resume=True).updates == 60
+    assert not (tmp_path / "out" / checkpoints.NEXT_NAME).exists()
+    store.close()
+
+
+@pytest.mark.parametrize("device", ["meta", "nonsense", "", "cpu:-1", "hpu", "mkldnn"])
+def test_a_device_that_torch_lacks_is_named(device):
+    """Also one that has no numbers; in one line."""
+    with pytest.raises(TrainingError, match=f"^device '{device}': [^\\n]+$") as error:
+        Learner(SPEC, replace(CONFIG, device=device))
+    assert "--device cpu" in error.value.hint
 
 
 def test_a_sampler_that_others_used_meanwhile_is_not_the_runs(make_copy, tmp_path):

@@ -3,7 +3,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Tuple
 from matplotlib.figure import Figure
 
-from diskreplay.experience import StepSpec
+from diskreplay.experience import ArraySpec, StepSpec
 from diskreplay.report import plot_stats
 from diskreplay.report.plot import draw_stats
 from diskreplay.store import ReplayStore
@@ -103,3 +103,29 @@ def test_constant_values_are_drawn(tmp_path):
             writer.step(0, 0.25, True, False, np.zeros(2, np.float32))
         axis = draw(store)["reward"]
     assert axis.patches[0].get_data().values.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("n", "start"), [(200_000, 0), (201, -100), (2**62, 5)])
+def test_many_discrete_actions_share_bins(tmp_path, n, start):
+    """Every step is counted, in few bars."""
+    with make_store(tmp_path / "s", Discrete(n, start=start), episodes=3) as store:
+        axis = draw(store)["actions"]
+        counts = sum(patch.get_data().values.sum() for patch in axis.patches)
+        assert counts == len(store)
+    assert sum(len(patch.get_data().values) for patch in axis.patches) <= 61
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [("float64", [-1.7e308, 1.7e308, 0.0]), ("float64", [1.7e308, 1.6e308, 0.0]), ("bool", [True, False, True])],
+)
+def test_numbers_of_any_size_are_drawn(tmp_path, dtype, values):
+    spec = StepSpec(ArraySpec("observation", (2,), "float32"), ArraySpec("action", (), dtype, "box"))
+    with ReplayStore.create(tmp_path / "s", spec) as store:
+        with store.writer() as writer:
+            values = np.array(values, dtype)
+            writer.write_episode(np.zeros((4, 2), np.float32), values, np.zeros(3), [0, 0, 1], [0, 0, 0])
+        axis = draw(store)["actions"]
+        assert axis.patches[0].get_data().values.sum() == 3
+        assert plot_stats(store, tmp_path / "s.png").read_bytes().startswith(PNG)

@@ -40,7 +40,7 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
 
-    def _see(self, frame: FrameType, event: str, arg: Any) -> None:  # noqa: ARG002
+    def _see(self, frame: FrameType, event: str, arg: Any) -> None:
         if event not in {"call", "c_return"}:
             return
         name = frame.f_code.co_filename
