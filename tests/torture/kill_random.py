@@ -43,7 +43,16 @@ from tqdm import tqdm
 
 from diskreplay import PrioritizedSampler, ReplayStore, UniformSampler
 from diskreplay.errors import NotEnoughStepsError, StepEvictedError, StoreLockedError
-from tests.torture.scenario import MOST_LINES, SPEC, action_of, describe, observation, observations, reward_of
+from tests.torture.scenario import (
+    MOST_LINES,
+    SPEC,
+    action_of,
+    describe,
+    observation,
+    observations,
+    reward_of,
+    small_journal,
+)
 from tests.torture.trial import fork
 
 if TYPE_CHECKING:
@@ -167,6 +176,7 @@ def _claim(store: ReplayStore, stream: str) -> Any:
 
 def learn_life(files: Files, rng: random.Random) -> None:
     """Draw, change priorities and commit for ever."""
+    small_journal()
     store = ReplayStore.open(files.store, mode="a")
     intend, acknowledge = files.note("rounds"), files.note("learner")
     acknowledge(
@@ -174,6 +184,7 @@ def learn_life(files: Files, rng: random.Random) -> None:
     )  # the last may have been committed, and its learner killed before it said so
     sampler = PrioritizedSampler(store, eps=0.0)
     while True:
+        _let_others(rng)
         store.refresh()
         try:
             ids = sampler.draw(rng.choice((1, 8, 32))).step_ids
@@ -199,12 +210,19 @@ def read_life(files: Files, rng: random.Random) -> None:
     while True:
         sampler = rng.choice(kinds)(store, seed=rng.randrange(1 << 30))
         for _ in range(5):
+            _let_others(rng)
             store.refresh()
             try:
                 _look(files, store, sampler.draw(16).step_ids)
             except NotEnoughStepsError:
                 time.sleep(0.002)
         note(len(store))
+
+
+def _let_others(rng: random.Random) -> None:
+    """Sleep now and then: others seal, cut and evict, and one refresh takes it all in."""
+    if rng.random() < 0.3:
+        time.sleep(rng.uniform(0, 0.05))
 
 
 def _look(files: Files, store: ReplayStore, ids: NDArray[np.int64]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from diskreplay import PrioritizedSampler, ReplayStore
-from tests.torture import every_call, scenario, shim, trial
+from tests.torture import every_call, interrupts, scenario, shim, trial
 from tests.torture.trial import Job
 
 pytestmark = pytest.mark.skipif(shim.missing() is not None, reason=str(shim.missing()))
@@ -60,6 +60,26 @@ def test_a_call_that_fails_is_reported_and_loses_nothing(zygotes, operations, ki
     jobs = list(every_call.jobs_of(kind, points, 1, COMMITS, turn=0))
     assert {(job.forever, job.leave) for job in jobs} == {(a, b) for a in (False, True) for b in (False, True)}
     assert problems_of(zygotes, jobs) == []
+
+
+def test_a_call_that_is_done_and_reported_as_failed_loses_nothing(zygotes, operations):
+    """A commit may count that seemed to fail; more joins it, and it is tried again."""
+    points = spread(every_call.points_of("late", operations), 20)
+    # Of these the last write is that of LMDB's meta page: what counts, though all calls fail from there on.
+    commits = [at for at in range(2, len(operations)) if operations[at - 2 : at] == ["SYNC", "WRITE"]]
+    jobs = [*every_call.jobs_of("late", points, 1, COMMITS, turn=0)]
+    jobs += [Job("late", at, forever=True, seed=1, commits=COMMITS) for at in spread(commits, 10)]
+    assert problems_of(zygotes, jobs) == []
+
+
+def test_an_interrupt_at_any_moment_loses_nothing(zygotes):
+    """Ctrl-C: the handle goes on, or says that it cannot and a new one does."""
+    (result,) = zygotes.run([Job("interrupt", 0, seed=1, commits=COMMITS)])
+    assert result.moments > 10_000
+    jobs = interrupts.jobs_of(result.moments, 25, 1, COMMITS)
+    results = list(zygotes.run(jobs))
+    assert [f"{result.job}: {line}" for result in results for line in result.problems] == []
+    assert sum(bool(result.went_on) for result in results) > 12
 
 
 @pytest.fixture(scope="module")
