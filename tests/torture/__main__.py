@@ -109,12 +109,12 @@ SUITES = (
     ),
     Suite(
         "every failing call", "every_call",
-        ("--kinds eio,enospc,short --stride 120 --in-turn", "--kinds eio,enospc,short", "--kinds eio,enospc,short"),
+        ("--kinds eio,enospc,short --stride 120 --in-turn", *["--kinds eio,enospc,short --commits 40"] * 2),
         read_calls,
     ),
     Suite(
         "done, yet failed", "every_call",
-        ("--kinds late --stride 100 --in-turn", "--kinds late", "--kinds late"), read_calls,
+        ("--kinds late --stride 100 --in-turn", *["--kinds late --commits 40"] * 2), read_calls,
     ),
     Suite("interrupts", "interrupts", ("--count 20", "--count 2000", "--count 2000"), read_calls),
     Suite("power cut, ext4", "power_cut", ("--fs ext4 --cuts 3", *["--fs ext4 --cuts 200"] * 2), read_cuts, False),
