@@ -109,6 +109,10 @@ COUNTERS = np.dtype(
         ("cuts", "<i8"),
     ],
 )
+COUNTED = COUNTERS.names or ()
+MOST_COUNTED = np.full(len(COUNTED), 1 << 62)
+MOST_COUNTED[[COUNTED.index(name) for name in ("next_segment", "seals")]] = MOST_SEGMENTS
+MOST_COUNTED[COUNTED.index("next_stream")] = 1 << 31
 SEGMENT = np.dtype(
     [
         ("segment", "<i8"),
@@ -321,6 +325,12 @@ def plain_json(data: Any, what: str) -> dict[str, Any]:
 def json_payload(data: Mapping[str, Any]) -> bytes:
     """Return a JSON object as a record without its checksum."""
     return json.dumps(data, separators=(",", ":")).encode()
+
+
+def impossible_counts(counters: Any) -> list[str]:
+    """Return the names of those of a store's counters that are negative, or beyond all ids."""
+    values = counters.reshape(1).view(np.int64)
+    return [COUNTED[i] for i in np.flatnonzero((values < 0) | (values > MOST_COUNTED))]
 
 
 def note_episodes(segment: Any, episodes: NDArray[Any]) -> None:

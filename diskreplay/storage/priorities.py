@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError
-from diskreplay.storage import layout
+from diskreplay.storage import documents, layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,7 +47,7 @@ def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
         if next(txn.keys("sums", name.encode() + b"\0"), None) is not None:
             raise CorruptStoreError(f"index: sampler {name!r} has priorities, but its state is missing")
         return None
-    state = layout.parse_json(payload, f"sampler {name!r}")
+    state = documents.parse("samplers", payload, f"sampler {name!r}")
     segments, found, lengths = txn.by_segment("sums", name.encode() + b"\0")
     sums = layout.records(found, layout.SUM, f"sums of sampler {name!r}")
     blocks = lengths // layout.SUM.itemsize

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+MOST_DOCUMENT_BYTES = 16 << 20
 _HINT = "Nothing in a store may be a link, a pipe or a device: put what it stands for in its place."
 
 
@@ -48,6 +49,19 @@ def read_regular(path: Path, most: int = -1) -> bytes:
     """
     with os.fdopen(open_regular(path), "rb") as file:
         return file.read(most)
+
+
+def read_zarr_json(path: Path) -> bytes:
+    """Return what a zarr.json holds: few bytes, whatever its length claims.
+
+    Raises:
+        CorruptStoreError: If it is no regular file, or far too long.
+        OSError: If it cannot be read.
+    """
+    content = read_regular(path, MOST_DOCUMENT_BYTES + 1)
+    if len(content) > MOST_DOCUMENT_BYTES:
+        raise CorruptStoreError(f"{path}: far too long for a zarr.json", path=path)
+    return content
 
 
 def require_own(paths: Iterable[Path], *, folders: bool = False) -> None:

@@ -19,7 +19,7 @@ from diskreplay.storage.cached import USES, fields_to_keep, read_coded, read_row
 from diskreplay.storage.durable import disk_error
 from diskreplay.storage.mapping import fields_to_map, map_file
 from diskreplay.storage.regular import open_regular
-from diskreplay.storage.shard import parse_shard_index, shard_index_bytes, shard_name
+from diskreplay.storage.shard import most_shard_bytes, parse_shard_index, shard_index_bytes, shard_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -263,6 +263,9 @@ class Residency:
         expected, length = opened.lengths[name], os.fstat(fd).st_size
         if length != expected:
             what = f"segment {opened.segment}, field {name}: {path}: {length} bytes, {expected} were committed"
+            raise CorruptStoreError(what, path=path, segment=opened.segment)
+        if length > most_shard_bytes(self.fields[name], coding, self.table.segment_steps):
+            what = f"segment {opened.segment}, field {name}: {path}: {length} bytes are more than a shard can have"
             raise CorruptStoreError(what, path=path, segment=opened.segment)
         address = 0
         if coding.codec != "none":

@@ -19,7 +19,7 @@ from diskreplay.storage import layout
 from diskreplay.storage.durable import PARTIAL, Disk, DurableStore, disk_error
 from diskreplay.storage.fields import LEVELS
 from diskreplay.storage.locks import FileLock
-from diskreplay.storage.regular import read_regular, require_own
+from diskreplay.storage.regular import read_zarr_json, require_own
 from diskreplay.storage.shard import encode_shard, shard_name
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FIRST_SEGMENTS = 16
 MOST_STAGED = 64  # files open at a time
-MOST_DESCRIPTION_BYTES = 16 << 20
 
 
 class SegmentWriter:
@@ -149,7 +148,8 @@ class SegmentWriter:
             for field in self.fields:
                 path = f"{layout.STEPS}/{field.name}"
                 with _disk_errors(self.root / path):
-                    require_own([self.root / path / "zarr.json"])
+                    # zarr would follow links, and read it whatever its length.
+                    read_zarr_json(self.root / path / "zarr.json")
                     array = zarr.open_array(self._store, path=path, mode="r+", zarr_format=3)
                     self._check_array(array, field, codings[field.name])
                     length = max(array.shape[0], self.segment_steps)
@@ -190,10 +190,7 @@ def read_attributes(root: Path) -> dict[str, Any]:
     """
     path = layout.group_path(root)
     try:
-        content = read_regular(path, MOST_DESCRIPTION_BYTES + 1)
-        if len(content) > MOST_DESCRIPTION_BYTES:
-            raise ValueError("far too long")
-        attributes = layout.loads(content)["attributes"][layout.GROUP_KEY]
+        attributes = layout.loads(read_zarr_json(path))["attributes"][layout.GROUP_KEY]
     except OSError as err:
         if err.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
             raise CorruptStoreError(f"{path}: the store's description is missing", path=root) from err

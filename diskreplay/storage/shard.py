@@ -132,6 +132,12 @@ def shard_index_bytes(chunks: int) -> int:
     return 16 * chunks + CRC_BYTES
 
 
+def most_shard_bytes(field: Field, coding: Coding, segment_steps: int) -> int:
+    """Return a length that no shard of a field exceeds, however badly its rows compress."""
+    raw, chunks = coding.chunk_steps * field.row_bytes, segment_steps // coding.chunk_steps
+    return chunks * (raw + raw // 128 + 512) + shard_index_bytes(chunks)
+
+
 def shard_name(segment: int, field: Field) -> str:
     """Return the file name of a segment's shard of this field."""
     return layout.shard_name(segment, 1 + len(field.shape))

@@ -25,6 +25,7 @@ from numcodecs import Zstd
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
+from diskreplay.storage.documents import parse_tail_header
 from diskreplay.storage.fields import EPISODE, IS_LAST, REWARD, TERMINATED, TRUNCATED
 
 if TYPE_CHECKING:
@@ -252,20 +253,17 @@ class Tail:
             CorruptStoreError: If it does not follow, or its lengths do not add up.
         """
         try:
-            (size,) = struct.unpack_from("<I", payload)
-            header = layout.loads(payload[4 : 4 + size])
-            first, count, pending = int(header["row"]), int(header["rows"]), bool(header["pending"])
+            header = parse_tail_header(payload)
+            first, count, pending = header.row, header.rows, header.pending
             known = first <= self.rows <= first + count if again else first == self.rows
-            if header["segment"] != self.segment or not known or count < 0:
+            if header.segment != self.segment or not known:
                 raise ValueError("it does not follow the rows before it")
             self.n_ends = int(np.searchsorted(self.ends[: self.n_ends], first))
             if first + count + pending > self.segment_steps:
                 raise ValueError("it holds more rows than a segment")
             shapes = {field.name: field for field in self.fields}
-            offset = 4 + size
-            if any(length < 0 for _, _, length in header["blobs"]):
-                raise ValueError("it has blobs of negative length")
-            for name, codec, length in header["blobs"]:
+            offset = header.size
+            for name, codec, length in header.blobs:
                 blob = payload[offset : offset + length]
                 offset += length
                 if name == EPISODES_BLOB:
@@ -279,7 +277,7 @@ class Tail:
             if pending:
                 self.arrays[IS_LAST][first + count] = False
             self.rows, self.pending = first + count, pending
-            self.running = Running(*header["running"])
+            self.running = Running(*header.running)
         except (ValueError, KeyError, TypeError, RuntimeError, struct.error) as err:
             raise CorruptStoreError(f"index: {what} is damaged: {err}") from err
         self._note_record(first)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError
-from diskreplay.storage import digest, layout, native, record_kernels
+from diskreplay.storage import digest, documents, layout, native, record_kernels
 from diskreplay.storage.environment import SLACK
 
 if TYPE_CHECKING:
@@ -39,20 +39,33 @@ class Reading:
         return None if value is None else layout.open_record(database, key, value)
 
     def json(self, database: str, key: bytes) -> dict[str, Any] | None:
-        """Return a JSON record, or None."""
+        """Return a JSON record, or None.
+
+        Raises:
+            CorruptStoreError: If it is damaged, or nothing that this package writes there.
+        """
         payload = self.get(database, key)
-        return None if payload is None else layout.parse_json(payload, f"{database} {key!r}")
+        return None if payload is None else documents.parse(database, payload, f"{database} {key!r}")
 
     def array(self, database: str, key: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
-        """Return a record as an array, or None."""
+        """Return a record as an array, or None.
+
+        Raises:
+            CorruptStoreError: If it is damaged, or of another length; a SEGMENT is one.
+        """
         payload = self.get(database, key)
-        return None if payload is None else layout.records(payload, dtype, f"{database} {key!r}")
+        if payload is None:
+            return None
+        found = layout.records(payload, dtype, f"{database} {key!r}")
+        if dtype is layout.SEGMENT and len(found) != 1:
+            raise CorruptStoreError(f"index: the record of {database} {key!r} has {len(payload)} bytes")
+        return found
 
     def streams(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (number, JSON record) of every stream."""
         for key, payload in self.items("streams"):
             number = int.from_bytes(key, "big")
-            yield number, layout.parse_json(payload, f"stream {number}")
+            yield number, documents.parse("streams", payload, f"stream {number}")
 
     def items(self, database: str, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield (key, record) in key order, from `start` on, as long as keys begin with `prefix`.
@@ -227,6 +240,9 @@ class Reading:
         array = self.array("meta", b"counters", layout.COUNTERS)
         if array is None or len(array) != 1:
             raise CorruptStoreError("index: the counters are missing")
+        wrong = layout.impossible_counts(array)
+        if wrong:
+            raise CorruptStoreError(f"index: the counters are damaged: impossible {', '.join(wrong)}")
         return array.copy()[0]
 
 

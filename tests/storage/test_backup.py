@@ -278,3 +278,21 @@ def test_links_and_pipes_are_not_backed_up(store, tmp_path, name, kind):
         store.backup(tmp_path / "copy.replay")
     assert not (tmp_path / "copy.replay").exists()
     store.close()
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "steps/zarr.json", "steps/reward/zarr.json"])
+def test_a_missing_description_is_said(store, tmp_path, name):
+    """It was left out in silence, and the copy could not be read by zarr."""
+    (store.path / name).rename(tmp_path / "kept")
+    with pytest.raises(CorruptStoreError, match="is missing"):
+        store.backup(tmp_path / "copy.replay")
+    assert not (tmp_path / "copy.replay").exists()
+    (tmp_path / "kept").rename(store.path / name)
+
+
+def test_a_store_without_segments_has_no_arrays_to_copy(make_store, tmp_path):
+    store = make_store()
+    fill(store, episodes=1, length=3)
+    store.commit()
+    store.backup(tmp_path / "copy.replay")
+    assert verify(tmp_path / "copy.replay") == []

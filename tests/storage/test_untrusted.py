@@ -61,12 +61,17 @@ def use(path):
         store.commit()
 
 
+def memory_now():
+    """Return the bytes of data that this process has."""
+    data = next(line for line in open("/proc/self/status") if line.startswith("VmData"))  # noqa: PTH123, SIM115
+    return int(data.split()[1]) * 1024
+
+
 def refused(path, match=None):
     """Use a store in a child with little memory: it must raise an error of ours, soon."""
 
     def work():
-        data = next(line for line in open("/proc/self/status") if line.startswith("VmData"))  # noqa: PTH123, SIM115
-        limit = int(data.split()[1]) * 1024 + ROOM
+        limit = memory_now() + ROOM
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         with pytest.raises(ReplayError, match=match):
             use(path)
@@ -378,3 +383,52 @@ def test_a_shard_of_fewer_chunks_than_its_segment_has_rows(path):
         assert kept is not None
         assert kept.reshape(-1).view(np.float32).tolist() == rows.tolist()
         assert read_rows(*arguments, 33) is None
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "zarr.json", "steps/zarr.json", "steps/reward/zarr.json", "steps/reward/c.1", "steps/observation/c.1.0",
+        "index.lmdb/data.mdb", "index.lmdb/lock.mdb", "index.lmdb/watermark", "locks/store", "locks/stream-0",
+    ],
+)  # fmt: skip
+def test_files_that_claim_terabytes(path, file):
+    """It was a MemoryError. What a file says is read as far as its records, or its kind, allow."""
+    os.truncate(path / file, 1 << 42)
+
+    def work():
+        limit = memory_now() + ROOM
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        for mode in ("use", "verify", "repair", "verify", "use", "rebuild", "use"):
+            with contextlib.suppress(ReplayError):
+                if mode == "use":
+                    use(path)
+                elif mode == "verify":
+                    verify_path(path)
+                else:
+                    repair_store(path, rebuild_index=mode == "rebuild")
+        assert verify_path(path).sound or file == "index.lmdb/lock.mdb"
+
+    assert in_child(work, patience=60) == 0
+
+
+def test_a_shard_whose_record_claims_terabytes_too(path):
+    """The record's checksum is right: what a shard can have at most is known."""
+    os.truncate(path / "steps" / "reward" / "c.1", 1 << 42)
+
+    def change(old):
+        files = np.frombuffer(old, layout.FILE).copy()
+        files["length"][2] = 1 << 42
+        return files.tobytes()
+
+    rewrite(path, "files", layout.segment_key(1), change)
+    refused(path)
+
+    def work():
+        limit = memory_now() + ROOM
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        assert not verify_path(path).sound
+        repair_store(path)
+        assert verify_path(path).sound
+
+    assert in_child(work, patience=60) == 0

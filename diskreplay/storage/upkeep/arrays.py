@@ -14,7 +14,7 @@ from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.durable import Disk
 from diskreplay.storage.fields import COMPRESSIONS, Coding
-from diskreplay.storage.regular import read_regular
+from diskreplay.storage.regular import read_zarr_json
 from diskreplay.storage.segments import SegmentWriter
 from diskreplay.storage.upkeep.records import INCONSISTENT, Problem
 from diskreplay.storage.upkeep.shards import DAMAGED, MISSING
@@ -122,7 +122,7 @@ def _refusal(opener: Callable[..., Any], path: Path) -> str:
 def read_document(path: Path) -> tuple[dict[str, Any] | None, Problem]:
     """Return a JSON object, or None and what is wrong with the file."""
     try:
-        document = layout.loads(read_regular(path))
+        document = layout.loads(read_zarr_json(path))
     except CorruptStoreError as err:
         return None, Problem(DAMAGED, str(path), str(err).removeprefix(f"{path}: "))
     except FileNotFoundError:

@@ -25,7 +25,7 @@ from diskreplay.storage.durable import Disk, disk_error
 from diskreplay.storage.environment import MAP_SIZE, Transaction
 from diskreplay.storage.lmdb_errors import translated
 from diskreplay.storage.partial import partial_folder
-from diskreplay.storage.regular import open_regular, read_regular
+from diskreplay.storage.regular import open_regular, read_zarr_json
 from diskreplay.storage.shard import shard_name
 from diskreplay.storage.transactions import Reading
 from diskreplay.storage.upkeep.arrays import DOCUMENT
@@ -133,7 +133,7 @@ class _Copying:
                 hint="Copy to the same file system, where a backup is made of links.",
             )
         self._remove_evicted(catalogue)
-        self._copy_documents()
+        self._copy_documents(catalogue)
         self.engine.index.require_in_place()  # else the index is one store's, and the shards are another's
         Disk().sync_everything(self.partial)
         return self.out
@@ -247,10 +247,19 @@ class _Copying:
         self.out.segments = len(catalogue.segments)
         self.out.bytes = sum(int(record["bytes_on_disk"]) for record in catalogue.segments.values())
 
-    def _copy_documents(self) -> None:
-        """Copy the zarr.json files, last: they may be ahead of the index, but not behind it."""
+    def _copy_documents(self, catalogue: Catalogue) -> None:
+        """Copy the zarr.json files, last: they may be ahead of the index, but not behind it.
+
+        Raises:
+            CorruptStoreError: If one is missing, far too long, or no regular file.
+        """
         names = [DOCUMENT, f"{layout.STEPS}/{DOCUMENT}"]
-        names += [f"{layout.STEPS}/{item.name}/{DOCUMENT}" for item in self.engine.fields]
+        if catalogue.codings:  # no arrays before the first segment
+            names += [f"{layout.STEPS}/{item.name}/{DOCUMENT}" for item in self.engine.fields]
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # no arrays before the first segment
-                (self.partial / name).write_bytes(read_regular(self.engine.root / name))
+            path = self.engine.root / name
+            try:
+                (self.partial / name).write_bytes(read_zarr_json(path))
+            except FileNotFoundError as err:
+                what = f"{path} is missing: zarr could not read the copy"
+                raise CorruptStoreError(what, path=path, hint=REPAIR_FIRST) from err

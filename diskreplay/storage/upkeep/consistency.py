@@ -51,7 +51,7 @@ def chains_of(catalogue: Catalogue) -> Chains:
         chains.after[int(record["previous"])] = segment
     for number, data in catalogue.streams.items():
         if data["tails"] and (number, int(data["tails"][0])) in catalogue.tails:
-            chains.after[int(data["last_segment"])] = int(data["tails"][0])
+            chains.after[data["last_segment"]] = data["tails"][0]
     chains.after.pop(-1, None)
     return chains
 
@@ -103,8 +103,8 @@ def _check_counters(catalogue: Catalogue) -> Iterator[Problem]:
     if catalogue.streams and counters["next_stream"] <= max(catalogue.streams):
         what = f"the next stream is {int(counters['next_stream'])}, but {max(catalogue.streams)} is in use"
         yield Problem(INCONSISTENT, where, what)
-    if any(counters[name] < 0 for name in layout.COUNTERS.names or ()):
-        yield Problem(INCONSISTENT, where, "a count is negative")
+    for name in layout.impossible_counts(counters):
+        yield Problem(INCONSISTENT, where, f"{name} cannot be {int(counters[name])}")
 
 
 def ids_in_use(catalogue: Catalogue) -> set[int]:
@@ -132,7 +132,7 @@ def _check_seals(catalogue: Catalogue) -> Iterator[Problem]:
 
 
 def _check_stream(catalogue: Catalogue, number: int, data: dict[str, Any], live: list[int]) -> Iterator[str]:
-    last, tails = int(data["last_segment"]), [int(segment) for segment in data["tails"]]
+    last, tails = data["last_segment"], data["tails"]
     before = -1
     for segment in live:
         previous = int(catalogue.segments[segment]["previous"])
@@ -142,6 +142,8 @@ def _check_stream(catalogue: Catalogue, number: int, data: dict[str, Any], live:
         before = segment
     if last < before or (last > before and last in catalogue.segments):
         yield f"its last sealed segment is said to be {last}, it is {before}"
+    if catalogue.counters is not None and last >= catalogue.counters["next_segment"]:
+        yield f"its last sealed segment is said to be {last}, which never was"
     if any(one >= other for one, other in pairwise([last, *tails])):
         yield f"its open segments {tails} do not follow segment {last} in order"
     for segment in tails:
@@ -150,5 +152,3 @@ def _check_stream(catalogue: Catalogue, number: int, data: dict[str, Any], live:
     for segment in tails[:-1]:
         if (number, segment) not in catalogue.tails:
             yield f"open segment {segment} has no rows"
-    if data["steps"] < 0 or data["episodes"] < 0:
-        yield "a count is negative"

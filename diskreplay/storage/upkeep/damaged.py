@@ -57,15 +57,32 @@ def description_of(root: Path, index: Path | None) -> tuple[Description, dict[st
             if read_description(root).durability == "power":  # of two the stronger holds
                 copy = {**copy, "durability": "power"}
         with contextlib.suppress(CorruptStoreError, FormatVersionError):
-            return parse_description(root, copy), copy
+            return _described(root, copy), copy
     try:
-        return read_description(root), read_attributes(root)
+        read_description(root)
+        attributes = read_attributes(root)
+        return _described(root, attributes), attributes
     except CorruptStoreError as err:
         raise CorruptStoreError(
             f"{err}; and the index has no sound copy of it",
             path=root,
             hint="Put zarr.json back from a backup: nothing else says what the bytes of this store mean.",
         ) from err
+
+
+def _described(root: Path, attributes: dict[str, Any]) -> Description:
+    """Return the description that attributes are.
+
+    Raises:
+        CorruptStoreError: If they are none, or say it in other words than this package does: no handle would open then.
+    """
+    description = parse_description(root, attributes)
+    here = description.to_json()
+    wrong = sorted(name for name in here.keys() | attributes.keys() if here.get(name) != attributes.get(name))
+    if set(wrong) - {"durability"}:
+        what = f"{layout.group_path(root)}: the store's description is damaged: {', '.join(wrong)}"
+        raise CorruptStoreError(what, path=root)
+    return description
 
 
 def _copy_in(path: Path) -> dict[str, Any] | None:

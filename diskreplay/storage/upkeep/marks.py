@@ -126,6 +126,11 @@ def _head(first_row_id: int, head: int, before: Run | None) -> tuple[Run, list[s
     return before, []
 
 
+def follows(first_row_id: int, head: int, before: Run) -> bool:
+    """Return whether rows whose first is of episode `head` can come behind those before, all of which are here."""
+    return not _head(first_row_id, head, before)[1]
+
+
 def _contradictions(
     first_row_id: int, columns: Mapping[str, NDArray[Any]], ends: NDArray[np.int64], *, cut: bool
 ) -> list[str]:

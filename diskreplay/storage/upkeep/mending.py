@@ -195,13 +195,14 @@ def _counters(draft: Draft, *, renew: bool) -> None:
     old, new = draft.old.counters, np.zeros(1, layout.COUNTERS)[0]
     if old is not None:
         new = old.copy()
+        for name in layout.impossible_counts(old):
+            draft.note(f"the counter {name} is made anew: it cannot be {int(old[name])}")
+            new[name] = 0
     else:
         draft.note("the counters are made anew")
     new["next_segment"] = max(int(new["next_segment"]), max(draft.ids, default=-1) + 1)
     new["next_stream"] = max(int(new["next_stream"]), max(draft.streams, default=-1) + 1)
     new["seals"] = max(int(new["seals"]), draft.fresh_seal)
-    for name in ("evictions", "steps_evicted", "episodes_evicted", "cuts"):
-        new[name] = max(0, int(new[name]))
     new["transitions"] = draft.transitions()
     new["bytes_on_disk"] = sum(int(kept.record["bytes_on_disk"]) for kept in draft.sound.values())
     new["evictions"] += len(draft.dropped)

@@ -44,7 +44,7 @@ class Loss:
 
 @dataclass
 class Sound:
-    """A segment that stays."""
+    """A segment that stays; `head` is the episode of its first row."""
 
     record: Any
     files: NDArray[Any]
@@ -52,6 +52,7 @@ class Sound:
     episodes: NDArray[Any]
     after: Run
     last_reward: float
+    head: int = -1
 
     @property
     def transitions(self) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from diskreplay.storage.upkeep.sampled import (
     contradictions,
     read_priorities,
     sampled_segments,
+    steps_drawn,
     strays,
     sums_of,
 )
@@ -143,19 +143,16 @@ def _forget(draft: Draft, name: str, segment: int) -> None:
 def _draws_in_flight(draft: Draft, name: str) -> None:
     """Take out batches that name a step of a live segment that can no longer be sampled."""
     state = draft.old.samplers[name]
-    drawn = state.get("in_flight")
-    if not isinstance(drawn, list):
-        return
+    drawn = state["in_flight"]
     kept = [draw for draw in drawn if not _is_stale(draft, draw)]
     if len(kept) < len(drawn):
         draft.put_json("samplers", name.encode(), {**state, "in_flight": kept})
         draft.note(f"sampler {name!r}: {len(drawn) - len(kept)} batches drawn ahead are dropped")
 
 
-def _is_stale(draft: Draft, draw: Any) -> bool:
-    try:
-        ids = np.frombuffer(base64.b85decode(draw[0]), np.int64)
-    except (ValueError, TypeError, LookupError):
+def _is_stale(draft: Draft, draw: list[str]) -> bool:
+    ids = steps_drawn(draw)
+    if ids is None:
         return True
     for step in ids.tolist():
         tail = draft.tails.get(step // draft.segment_steps)

@@ -11,7 +11,7 @@ import numpy as np
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.fields import EPISODE, REWARD
-from diskreplay.storage.upkeep.marks import Run, differences, is_cut, tell
+from diskreplay.storage.upkeep.marks import Run, differences, follows, is_cut, tell
 from diskreplay.storage.upkeep.mending_draft import Draft, Sound
 from diskreplay.storage.upkeep.records import SegmentRecords, read_segment
 from diskreplay.storage.upkeep.shards import Examined, ShardExaminer
@@ -30,6 +30,7 @@ def mend_segments(draft: Draft, examiner: ShardExaminer) -> None:
     sizes = {s: int(record["bytes_on_disk"]) for s, record in [*old.segments.items(), *old.quarantine.items()]}
     total, done = sum(sizes.values()), 0
     runs: dict[int, tuple[int, Run]] = {}
+    owners = _owners(draft)
     chunks = sum(examiner.chunks)
     with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
         for start in range(0, len(segments), PORTION):
@@ -37,12 +38,35 @@ def mend_segments(draft: Draft, examiner: ShardExaminer) -> None:
             known = [_known(draft, segment, chunks) for segment in portion]
             looks = pool.map(lambda pair: _look(examiner, *pair), zip(portion, known, strict=True))
             for segment, records, found in zip(portion, known, looks, strict=True):
+                if records.record is not None and owners[segment] != records.record["stream"]:
+                    draft.note(f"segment {segment} is of stream {owners[segment]} again, as its neighbours say")
+                    records.record = records.record.copy()
+                    records.record["stream"] = owners[segment]
                 why = _judge(draft, examiner, segment, records, found, runs)
                 if why:
                     _drop(draft, segment, records, why)
                 done += sizes.get(segment, 0)
                 if draft.progress is not None:
                     draft.progress(done, total)
+
+
+def _owners(draft: Draft) -> dict[int, int]:
+    """Return segment -> stream: what the record says, unless those before and behind it agree on another."""
+    old, said = {**draft.old.quarantine, **draft.old.segments}, dict[int, list[int]]()
+    for segment, record in old.items():
+        previous, stream = int(record["previous"]), int(record["stream"])
+        said.setdefault(segment, []).append(stream)
+        if previous in old:
+            said.setdefault(previous, []).append(stream)
+            said[segment].append(int(old[previous]["stream"]))
+    for number, data in draft.old.streams.items():
+        said.setdefault(data["last_segment"], []).append(number)
+    return {
+        segment: max(
+            said[segment], key=lambda n: (said[segment].count(n), n in draft.old.streams, n == record["stream"])
+        )
+        for segment, record in old.items()
+    }
 
 
 def _known(draft: Draft, segment: int, chunks: int) -> SegmentRecords:
@@ -85,8 +109,9 @@ def _judge(
     if segment in draft.old.quarantine and segment not in draft.old.segments:
         draft.note(f"segment {segment} is whole and comes back from quarantine")
     draft.sound[segment] = Sound(
-        record, found.files, found.checks, episodes, told.after, float(found.columns[REWARD][-1])
-    )
+        record, found.files, found.checks, episodes, told.after, float(found.columns[REWARD][-1]),
+        int(found.columns[EPISODE][0]),
+    )  # fmt: skip
     return ""
 
 
@@ -125,13 +150,23 @@ def link_segments(draft: Draft) -> None:
     """Have each segment follow the one before it, or one that is gone."""
     before: dict[int, int] = {}
     for segment in sorted(draft.sound):
-        record = draft.sound[segment].record
-        stream, previous = int(record["stream"]), int(record["previous"])
+        kept = draft.sound[segment]
+        stream, previous = int(kept.record["stream"]), int(kept.record["previous"])
         last = before.get(stream, -1)
         gone = previous >= 0 and previous not in draft.sound and last < previous < segment
         if previous != last and not gone:
+            run = draft.sound[last].after if last in draft.sound else Run()
+            if not follows(segment * draft.segment_steps, kept.head, run):  # what was before it is lost
+                last = next((s for s in range(segment - 1, last, -1) if s not in draft.sound), -1)
+                if last < 0:
+                    del draft.sound[segment]
+                    draft.dropped.add(segment)
+                    draft.owners[segment] = stream
+                    why = "what it follows cannot be told"
+                    draft.lose(f"segment {segment}", why, stream, kept.transitions, len(kept.episodes))
+                    continue
             draft.note(f"segment {segment} is linked to segment {last} again")
-            record["previous"] = last
+            kept.record["previous"] = last
         before[stream] = segment
 
 
@@ -194,8 +229,11 @@ def _stored_cut(draft: Draft, segment: int, kept: Sound) -> NDArray[Any] | None:
 def mend_seals(draft: Draft) -> None:
     """Have segments and the order of seals name each other."""
     wanted: dict[int, int] = {}
-    stored = -1 if draft.old.counters is None else int(draft.old.counters["seals"])
-    known = {*draft.old.seals, *(int(s.record["seal"]) for s in draft.sound.values())}
+    counters = draft.old.counters
+    stored = -1 if counters is None or "seals" in layout.impossible_counts(counters) else int(counters["seals"])
+    known = {n for n in draft.old.seals if n < layout.MOST_SEGMENTS} | {
+        int(s.record["seal"]) for s in draft.sound.values()
+    }
     fresh = max(stored, max(known, default=-1) + 1)
     for segment in sorted(draft.sound):
         record = draft.sound[segment].record

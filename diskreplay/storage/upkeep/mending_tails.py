@@ -7,6 +7,7 @@ from typing import Any
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
+from diskreplay.storage.documents import parse_tail_header
 from diskreplay.storage.fields import EPISODE, REWARD
 from diskreplay.storage.tail import Running, Tail
 from diskreplay.storage.upkeep.marks import Run, of_tail, tail_differences
@@ -27,10 +28,19 @@ def mend_streams(draft: Draft) -> None:
             data["name"] = _free_name(draft, number)
         names.add(data["name"])
         last = max(live, default=-1)
-        if data["last_segment"] < last or (data["last_segment"] > last and data["last_segment"] in draft.sound):
+        known = data["last_segment"]
+        if known < last or (known > last and (known in draft.sound or known >= _following(draft, number, last))):
             data["last_segment"] = last
         draft.streams[number] = data
         _tails(draft, number, data)
+
+
+def _following(draft: Draft, number: int, last: int) -> int:
+    """Return a segment that no sealed one of a stream can come after: of rows that are not, or not given out yet."""
+    bounds = [segment for stream, segment in draft.old.tails if stream == number and segment > last]
+    if draft.old.counters is not None and "next_segment" not in layout.impossible_counts(draft.old.counters):
+        bounds.append(max(last + 1, int(draft.old.counters["next_segment"])))
+    return min(bounds, default=layout.MOST_SEGMENTS)
 
 
 def _new_stream(draft: Draft, number: int, live: list[int]) -> dict[str, Any]:
@@ -193,11 +203,10 @@ def count_the_rest(draft: Draft) -> None:
 
 
 def _tail_header(value: bytes) -> tuple[int, int, int]:
-    """Return first row, rows and episodes of a tail record -1 first if they cannot be read."""
+    """Return first row, rows and episodes of a tail record; -1 first if they cannot be read."""
     try:
-        size = int.from_bytes(value[:4], "little")
-        header = layout.loads(bytes(value[4 : 4 + size]))
-        ends = next(length for name, _, length in header["blobs"] if name == "#episodes") // layout.EPISODE.itemsize
-        return int(header["row"]), int(header["rows"]), int(ends)
-    except (ValueError, KeyError, TypeError, StopIteration):
+        header = parse_tail_header(value)
+        ends = next(length for name, _, length in header.blobs if name == "#episodes") // layout.EPISODE.itemsize
+    except (ValueError, StopIteration):
         return -1, 0, 0
+    return header.row, header.rows, ends

@@ -60,12 +60,17 @@ def rebuild(
         CorruptStoreError: If it cannot be known how the fields are coded.
     """
     out, made = Mended(), Rebuilt()
-    present: dict[int, int] = {}
+    present, written = set[int](), set[str]()
     for item in candidates(root, fields):
         if item.segment >= 0 and not item.partial:
-            present[item.segment] = present.get(item.segment, 0) + 1
-    codings = _codings(root, fields, segment_steps) if present else {}
+            present.add(item.segment)
+            written.add(item.path.parent.name)
+    lacking = [item.name for item in fields if item.name not in written]
+    codings = _codings(root, fields, segment_steps) if present and not lacking else {}
     kept: dict[int, _Segment] = {}
+    if lacking:
+        why = f"{layout.STEPS}/{lacking[0]} holds no shard: no segment is whole"
+        out.losses += [Loss(f"segment {segment}", why) for segment in sorted(present)]
     if codings:
         kept = _examine(ShardExaminer(root, fields, segment_steps, codings), sorted(present), out, progress)
         made.records["meta", b"fields"] = layout.json_payload({n: c.to_json() for n, c in codings.items()})

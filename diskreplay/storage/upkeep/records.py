@@ -12,10 +12,9 @@ import lmdb
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError
-from diskreplay.storage import layout
+from diskreplay.storage import documents, layout
 from diskreplay.storage.digest import TABLES
 from diskreplay.storage.fields import Coding
-from diskreplay.storage.streams import Stream
 from diskreplay.storage.tail import Tail
 
 if TYPE_CHECKING:
@@ -118,8 +117,8 @@ def read_catalogue(txn: Reading, fields: Sequence[Field], segment_steps: int) ->
         out.seals[int.from_bytes(key, "big")] = int.from_bytes(payload, "big")
     for key, payload in _sound(txn, out, "samplers"):
         try:
-            out.samplers[_text(key)] = layout.parse_json(payload, f"samplers {key!r}")
-        except CorruptStoreError as err:
+            out.samplers[key.decode()] = documents.parse("samplers", payload, f"samplers {key!r}")
+        except (CorruptStoreError, UnicodeDecodeError) as err:
             _note(out, "samplers", key, str(err), layout.seal_record("samplers", key, payload))
     for database in ("segments", "quarantine", "garbage", *BY_SEGMENT):
         out.keys[database] = {int.from_bytes(key, "big") for key in _whole_keys(txn, out, database)}
@@ -197,7 +196,7 @@ def impossible(payload: bytes, segment: int, segment_steps: int) -> str:
         and 0 <= ends <= rows
         and -1 <= record["previous"] < segment
         and record["stream"] >= 0
-        and record["seal"] >= 0
+        and 0 <= record["seal"] < layout.MOST_SEGMENTS
         and ((first, last) == (-1, -1) if not ends else 0 <= first <= last < rows)
     )
     return "" if sound else f"the record of segment {segment} is impossible"
@@ -233,14 +232,10 @@ def check_digest(index: Index) -> Iterator[Problem]:
 
 def _read_streams(txn: Reading, out: Catalogue) -> None:
     for key, payload in _sound(txn, out, "streams"):
-        stream = Stream(int.from_bytes(key, "big"), "")
         try:
-            data = layout.parse_json(payload, f"streams {key!r}")
-            stream.update(data)
+            out.streams[int.from_bytes(key, "big")] = documents.parse("streams", payload, f"streams {key!r}")
         except CorruptStoreError as err:
             _note(out, "streams", key, str(err), layout.seal_record("streams", key, payload))
-            continue
-        out.streams[stream.number] = data
 
 
 def _read_meta(txn: Reading, out: Catalogue, fields: Sequence[Field], segment_steps: int) -> None:

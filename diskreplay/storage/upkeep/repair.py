@@ -1,31 +1,44 @@
 """Cut a damaged store back to the largest part of it that is sound. Deletes nothing.
 
 `plan_repair` looks and says what would leave the store; `apply` does it. What leaves is set aside in
-`lost+found/<time>-<pid>/`: files under their own path, records of the index as `index/<database>/<key in hex>`, and
+`lost+found/<time>-<pid>/`: files under their own path, records of the index as `index/<database>/<key in hex>` (where
+that is longer than a name may be: its beginning and a hash, and `<that>.key` beside it), and
 `report.json`, which says why. The order lets a repair that is interrupted be run again: (1) records dumped, synced;
 (2) one transaction changes the index; (3) zarr.json files rewritten; (4) files that the index no longer names moved.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import stat
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diskreplay.errors import CorruptStoreError, ReplayError
+from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
 from diskreplay.storage.creation import require_own_folders
 from diskreplay.storage.durable import Disk
 from diskreplay.storage.fields import fields_of
-from diskreplay.storage.index import Index
 from diskreplay.storage.locks import FileLock
 from diskreplay.storage.probe import probe
-from diskreplay.storage.regular import require_own
+from diskreplay.storage.regular import read_regular, require_own
+from diskreplay.storage.upkeep.applying import (
+    change_index,
+    changed_since,
+    keep_copy,
+    make_folders,
+    move,
+    replace_index,
+    replace_meta_page,
+)
 from diskreplay.storage.upkeep.arrays import group_documents, group_problems
 from diskreplay.storage.upkeep.damaged import description_of, open_index, require_store
+from diskreplay.storage.upkeep.free_pages import free_pages_trouble
 from diskreplay.storage.upkeep.mending import Loss, Mended, mend
 from diskreplay.storage.upkeep.meta_pages import MetaPage, find_damaged_meta_page
 from diskreplay.storage.upkeep.rebuilding import Rebuilt, rebuild
@@ -35,6 +48,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
+META_BYTES = 1 << 17
 REBUILD = "Restore the index from a backup; or rebuild it from the shards alone, with --rebuild-index."
 
 
@@ -47,14 +61,18 @@ class RepairPlan:
         mended: What changes.
         rebuilt: The records of a new index, if it is to be made from the shards alone.
         transaction: The index's state that was looked at.
+        stamp: What tells the files that were looked at from later ones, where no transaction does.
         meta_page: The page of the index that has to be made anew before anything else can be looked at.
+        anew: Whether the index's records go into a new one, as the old one cannot be written safely.
     """
 
     path: Path
     mended: Mended
     rebuilt: Rebuilt | None = None
     transaction: int = -1
+    stamp: str = ""
     meta_page: MetaPage | None = None
+    anew: bool = False
 
     @property
     def losses(self) -> list[Loss]:
@@ -75,7 +93,7 @@ class RepairPlan:
     def empty(self) -> bool:
         """Return whether there is nothing to do."""
         done = self.mended
-        remade = self.rebuilt is not None or self.meta_page is not None
+        remade = self.rebuilt is not None or self.meta_page is not None or self.anew
         return not (remade or done.changes or done.documents or done.moves)
 
     def to_json(self) -> dict[str, Any]:
@@ -143,23 +161,25 @@ def apply(plan: RepairPlan, disk: Disk | None = None) -> Repaired:
     disk = disk or Disk()
     root = plan.path
     with _alone(root):
+        if plan.stamp and plan.stamp != _stamp(root):
+            raise changed_since(root)
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         done.aside = root / layout.LOST / f"{stamp}-{os.getpid()}"
-        _make_folders(disk, done.aside, root)
+        make_folders(disk, done.aside, root)
         disk.write_file(done.aside / "report.json", json.dumps(plan.to_json(), indent=1).encode())
         disk.sync_directory(done.aside)
         if plan.meta_page is not None:
-            _replace_meta_page(plan.meta_page, root, done.aside, disk)
+            replace_meta_page(plan.meta_page, root, done.aside, disk)
         elif plan.rebuilt is not None:
-            _replace_index(plan.rebuilt, root, done.aside, disk)
+            replace_index(plan.rebuilt, root, done.aside, disk)
         else:
-            _change_index(plan, done.aside, disk)
+            change_index(root, plan.mended.changes, plan.transaction, done.aside, disk, anew=plan.anew)
         for name, content in plan.mended.documents.items():
-            _keep_copy(root, name, done.aside, disk)
-            _make_folders(disk, (root / name).parent, root)
+            keep_copy(root, name, done.aside, disk)
+            make_folders(disk, (root / name).parent, root)
             disk.write_file(root / name, content)
             disk.sync_directory((root / name).parent)
-        _move(plan.mended.moves, root, done.aside, disk)
+        move(plan.mended.moves, root, done.aside, disk)
     done.seconds = time.monotonic() - began
     return done
 
@@ -187,20 +207,24 @@ def _plan(root: Path, *, rebuild_index: bool, progress: Progress | None) -> Repa
     page = find_damaged_meta_page(root / layout.INDEX / "data.mdb") if trouble else None
     if page is not None and not rebuild_index:
         note = f"page {page.number} of the index is made anew from the other that it begins with; then look again"
-        return RepairPlan(root, Mended(notes=[note]), meta_page=page)
+        return RepairPlan(root, Mended(notes=[note]), stamp=_stamp(root), meta_page=page)
     if trouble and not rebuild_index:
         raise CorruptStoreError(f"{root / layout.INDEX}: {trouble}", path=root, hint=REBUILD)
     description, attributes = description_of(root, None if trouble else root / layout.INDEX)
     require_own_folders(root, description.spec)
     fields = fields_of(description.spec)
     if rebuild_index:
+        stamp = _stamp(root)
         found, rebuilt = rebuild(root, fields, description.segment_steps, attributes, progress)
-        return RepairPlan(root, found, rebuilt)
+        return RepairPlan(root, found, rebuilt, stamp=stamp)
     index, stale = open_index(root / layout.INDEX)
     try:
         with index.read() as txn:
             found = mend(root, fields, description.segment_steps, txn, attributes, progress, stale=stale)
             transaction = txn.txn.id()
+        trouble = free_pages_trouble(index)
+        if trouble:
+            found.notes.append(f"the index is copied, record by record: its list of free pages is damaged: {trouble}")
     finally:
         index.close()
     wrong = {problem.where: problem.what for problem in group_problems(root, attributes)}
@@ -209,92 +233,22 @@ def _plan(root: Path, *, rebuild_index: bool, progress: Progress | None) -> Repa
             if str(root / name) in wrong:
                 found.documents[name] = content
                 found.notes.append(f"{name} is written anew: {wrong[str(root / name)]}")
-    return RepairPlan(root, found, None, transaction)
+    return RepairPlan(root, found, None, transaction, anew=bool(trouble))
 
 
-def _change_index(plan: RepairPlan, aside: Path, disk: Disk) -> None:
-    index, _ = open_index(plan.path / layout.INDEX)
-    try:
-        with index.read() as txn:
-            if txn.txn.id() != plan.transaction:
-                raise ReplayError(f"{plan.path}: the store has changed since the plan was made", hint="Plan again.")
-            folders = set()
-            for database, key in plan.mended.changes:
-                value = txn.raw(database, key)
-                if value is not None:
-                    folder = aside / "index" / database
-                    _make_folders(disk, folder, plan.path)
-                    disk.write_file(folder / key.hex(), bytes(value))
-                    folders.add(folder)
-            for folder in folders:
-                disk.sync_directory(folder)
-        if plan.mended.changes:
-            with index.write() as writing:
-                for (database, key), payload in plan.mended.changes.items():
-                    if payload is None:
-                        writing.delete(database, key)
-                    else:
-                        writing.put(database, key, payload)
-                writing.renew_digest()
-    finally:
-        index.close()
-
-
-def _replace_meta_page(page: MetaPage, root: Path, aside: Path, disk: Disk) -> None:
-    folder = aside / layout.INDEX
-    _make_folders(disk, folder, root)
-    disk.write_file(folder / f"page-{page.number}", page.before)
-    disk.sync_directory(folder)
-    page.write(root / layout.INDEX / "data.mdb", disk)
-
-
-def _replace_index(rebuilt: Rebuilt, root: Path, aside: Path, disk: Disk) -> None:
-    fresh = root / (layout.INDEX + ".partial")
-    if fresh.exists():
-        disk.move(fresh, aside / fresh.name)
-    index = Index(fresh, create=True)
-    try:
-        with index.write() as txn:
-            for (database, key), payload in rebuilt.records.items():
-                txn.put(database, key, payload)
-    finally:
-        index.close()
-    disk.sync_directory(fresh)
-    if (root / layout.INDEX).exists():
-        disk.move(root / layout.INDEX, aside / layout.INDEX)
-        disk.sync_directory(aside)
-    disk.move(fresh, root / layout.INDEX)
-    disk.sync_directory(root)
-
-
-def _keep_copy(root: Path, name: str, aside: Path, disk: Disk) -> None:
-    """Keep what a rewritten file was; a file that cannot be read is moved."""
-    if (root / name).is_file() and not (root / name).is_symlink():  # what a link names is not the store's
-        _make_folders(disk, (aside / name).parent, root)
-        try:
-            disk.write_file(aside / name, (root / name).read_bytes())
-        except OSError:
-            disk.move(root / name, aside / name)
-        disk.sync_directory((aside / name).parent)
-    elif os.path.lexists(root / name):
-        _move([name], root, aside, disk)
-
-
-def _move(names: list[str], root: Path, aside: Path, disk: Disk) -> None:
-    folders = set()
-    for name in names:
-        if not os.path.lexists(root / name):
-            continue
-        target = aside / name
-        _make_folders(disk, target.parent, root)
-        disk.move(root / name, target)
-        folders |= {target.parent, (root / name).parent}
-    for folder in sorted(folders):
-        disk.sync_directory(folder)
-
-
-def _make_folders(disk: Disk, folder: Path, root: Path) -> None:
-    """Create a folder below the store and those above it, durably."""
-    if folder != root and not folder.is_dir():
-        _make_folders(disk, folder.parent, root)
-        disk.make_directory(folder)
+def _stamp(root: Path) -> str:
+    """Return what is another after every commit, and after a file came, changed or went."""
+    found = hashlib.sha256()
+    with contextlib.suppress(OSError, CorruptStoreError):
+        found.update(read_regular(root / layout.INDEX / "data.mdb", META_BYTES))  # with the newest transaction's number
+    folders = [root, root / layout.INDEX, root / layout.STEPS]
+    with contextlib.suppress(OSError):
+        folders += [path for path in sorted((root / layout.STEPS).iterdir()) if path.is_dir() and not path.is_symlink()]
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            for path in sorted(folder.iterdir()):
+                status = path.lstat()
+                if not stat.S_ISDIR(status.st_mode) and path.name != "lock.mdb":
+                    seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+                    found.update(f"{path.relative_to(root)}\0{seen}\0".encode(errors="surrogateescape"))
+    return found.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -150,7 +151,7 @@ def contradictions(found: Priorities, alpha: float, rows: Rows) -> list[str]:
     if not np.array_equal(wanted["rows"], found.sums["rows"]):
         return [*wrong, f"there is not one sum for every {layout.PRIORITY_BLOCK} rows"]
     for total, stored in zip(wanted["total"].tolist(), found.sums["total"].tolist(), strict=True):
-        if not abs(total - stored) <= SUMS_AGREE * max(total, stored):
+        if not abs(total - stored) <= SUMS_AGREE * max(total, stored) < np.inf:
             wrong.append(f"the priorities sum to {total}, the index says {stored}")
             break
     if found.place < 0 or (found.sums["place"] != found.place).any():
@@ -173,7 +174,7 @@ def sums_of(values: NDArray[np.float32], alpha: float, place: int) -> NDArray[An
 def alpha_of(state: dict[str, Any]) -> float | None:
     """Return a sampler's exponent; None if it keeps no priorities."""
     alpha = state.get("alpha")
-    return float(alpha) if isinstance(alpha, (int, float)) and 0 <= alpha < np.inf else None
+    return None if alpha is None else float(alpha)
 
 
 def check_sampler(
@@ -193,6 +194,7 @@ def check_sampler(
         segments = sampled_segments(txn, name)
         journal.follow(txn)
         yield from check_journal(journal, _state(txn, name, state))
+        yield from check_draws(name, _state(txn, name, state))
     for start in range(0, len(segments), PORTION):
         with index.read() as txn:
             journal.follow(txn)
@@ -233,12 +235,28 @@ def _wrong(found: Priorities, state: dict[str, Any], known: Rows | None) -> list
     return [*later, *older, *contradictions(found, alpha, known)]
 
 
+def steps_drawn(draw: list[str]) -> NDArray[np.int64] | None:
+    """Return the step ids of a batch that a sampler drew ahead, as its state holds it; None if it holds none."""
+    try:
+        ids, weights = (base64.b85decode(text) for text in draw[:2])
+    except ValueError:
+        return None
+    return np.frombuffer(ids, np.int64) if len(ids) == 2 * len(weights) and len(ids) % 8 == 0 else None
+
+
+def check_draws(name: str, state: dict[str, Any]) -> Iterator[Problem]:
+    """Examine the batches that a sampler drew ahead."""
+    wrong = sum(steps_drawn(draw) is None for draw in state["in_flight"])
+    if wrong:
+        yield Problem(INCONSISTENT, f"sampler {name!r}", f"{wrong} batches that it drew ahead are none")
+
+
 def check_journal(journal: Journal, state: dict[str, Any]) -> Iterator[Problem]:
     """Examine a sampler's journal by itself."""
     yield from (Problem(RECORD, name_of("updates", key), what) for key, what in journal.bad)
     last = max((update.number for update in journal.updates), default=-1)
     known = state.get("next_update", 0)
-    if not isinstance(known, int) or last >= known:
+    if last >= known:
         where = f"sampler {journal.prefix[:-1].decode(errors='backslashreplace')!r}"
         yield Problem(INCONSISTENT, where, f"its journal has record {last}, the next is said to be {known}")
 

@@ -19,7 +19,7 @@ from diskreplay.storage import layout
 from diskreplay.storage.fields import EPISODE, IS_LAST, REWARD, TERMINATED, TRUNCATED
 from diskreplay.storage.gather import Geometry, Pieces
 from diskreplay.storage.regular import open_regular, require_own
-from diskreplay.storage.shard import is_regular, parse_shard_index, shard_index_bytes, shard_name
+from diskreplay.storage.shard import is_regular, most_shard_bytes, parse_shard_index, shard_index_bytes, shard_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -154,6 +154,9 @@ class ShardExaminer:
             length = os.fstat(fd).st_size
             if known is not None and length != known["length"]:
                 raise CorruptStoreError(_other_length(length, known))
+            most = most_shard_bytes(item, self.codings[item.name], self.segment_steps)
+            if length > most:
+                raise CorruptStoreError(f"{length} bytes, a shard of this field has {most} at most")
             data = _read(fd, length)
             crc = zlib.crc32(data.data)
             if known is not None and crc != known["crc32"]:

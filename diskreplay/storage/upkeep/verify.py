@@ -21,6 +21,7 @@ from diskreplay.storage.probe import probe
 from diskreplay.storage.upkeep.arrays import array_documents, array_problems, group_problems
 from diskreplay.storage.upkeep.consistency import check_catalogue
 from diskreplay.storage.upkeep.damaged import description_of, open_index, require_store
+from diskreplay.storage.upkeep.free_pages import free_pages_trouble
 from diskreplay.storage.upkeep.leftovers import find_leftovers
 from diskreplay.storage.upkeep.marks import Run, differences, is_cut, of_tail, tail_differences, tell
 from diskreplay.storage.upkeep.records import (
@@ -199,6 +200,9 @@ class _Verification:
         self._strays()
         if all(problem.harmless for problem in self.problems):
             self.problems += check_digest(self.index)
+        trouble = free_pages_trouble(self.index, quick=self.quick)
+        if trouble:
+            self._say(RECORD, "index: free pages", f"{trouble}: commits would fail, or write over what is in use")
         self.problems += find_leftovers(self.root, self.fields, self.segment_steps, self.index)
         return self.problems
 
@@ -257,10 +261,10 @@ class _Verification:
             self._say(kind, str(path), what)
         record, episodes, where = known.record, known.episodes, f"segment {segment}"
         rows, ends = int(record["rows"]), episodes["end_row"]  # type: ignore[index]
-        expected = (len(ends), len(ends), ends[0], ends[-1]) if len(ends) else (0, 0, -1, -1)
-        if tuple(record[["ends", "episodes", "first_end", "last_end"]].item()) != expected or (
-            len(ends) and record["first_flags"] != episodes["flags"][0]  # type: ignore[index]
-        ):
+        expected = record.copy()
+        layout.note_episodes(expected, episodes)  # type: ignore[arg-type]
+        expected["cut"] = is_cut(episodes, rows)  # type: ignore[arg-type]
+        if record.tobytes() != expected.tobytes():
             self._say(INCONSISTENT, where, "the catalogue counts other episodes")
         if record["bytes_on_disk"] != known.files["length"].sum():  # type: ignore[index]
             self._say(INCONSISTENT, where, "the catalogue knows another size of its files")
