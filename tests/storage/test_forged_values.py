@@ -223,6 +223,21 @@ def test_numbers_that_were_believed(path, database, key, dtype, name, value):
     assert not check_forgery(path, name).sound
 
 
+@pytest.mark.parametrize("shape", [[], [[1]], ["63"], 63])
+def test_an_array_without_rows(path, shape):
+    """It was an IndexError."""
+    file = path / "steps" / "episode" / "zarr.json"
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), "shape": shape}))
+    assert not check_forgery(path, shape).sound
+
+
+def test_a_seal_that_is_no_segment(path):
+    """Repair made it anew, verify had said nothing."""
+    with raw(path) as (txn, databases):
+        put(txn, databases, "seals", FIRST, b"\0")
+    assert not check_forgery(path, FIRST).sound
+
+
 def test_a_segment_without_a_record_of_its_own(path):
     """It was an IndexError."""
     with raw(path) as (txn, databases):

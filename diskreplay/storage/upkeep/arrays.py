@@ -75,7 +75,7 @@ def array_problems(root: Path, documents: Mapping[str, dict[str, Any]], rows: in
             continue
         wrong = [key for key in DECISIVE if _plain(document.get(key)) != _plain(expected.get(key))]
         shape = document.get("shape")
-        if not isinstance(shape, list) or shape[1:] != expected["shape"][1:]:
+        if not isinstance(shape, list) or not shape or shape[1:] != expected["shape"][1:]:
             wrong.append("shape")
         elif not isinstance(shape[0], int) or shape[0] < rows:
             yield Problem(INCONSISTENT, str(path), f"the array has {shape[0]} rows, {rows} are needed")

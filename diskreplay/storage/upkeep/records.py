@@ -114,7 +114,11 @@ def read_catalogue(txn: Reading, fields: Sequence[Field], segment_steps: int) ->
             else:
                 found[segment] = np.frombuffer(payload, layout.SEGMENT)[0]
     for key, payload in _sound(txn, out, "seals"):
-        out.seals[int.from_bytes(key, "big")] = int.from_bytes(payload, "big")
+        if len(payload) == layout.KEY_BYTES["segments"]:
+            out.seals[int.from_bytes(key, "big")] = int.from_bytes(payload, "big")
+        else:
+            what = f"the record has {len(payload)} bytes"
+            _note(out, "seals", key, what, layout.seal_record("seals", key, payload))
     for key, payload in _sound(txn, out, "samplers"):
         try:
             out.samplers[key.decode()] = documents.parse("samplers", payload, f"samplers {key!r}")
