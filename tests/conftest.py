@@ -11,6 +11,7 @@ from unittest import mock
 import lmdb
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from diskreplay import ArraySpec, PrioritizedSampler, ReplayStore, StepSpec
 from diskreplay.storage.environment import Environment
@@ -18,6 +19,11 @@ from diskreplay.storage.environment import Environment
 if "TMPDIR" not in os.environ and Path("/dev/shm").is_dir():
     # Thousands of fsyncs on a real disk would take minutes and prove nothing here; TMPDIR=/somewhere to have them.
     os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
+
+
+# How long an example takes says what else the machine does.
+settings.register_profile("calm", deadline=None)
+settings.load_profile("calm")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 DTYPES = frozenset(np.dtype(letter).name for letter in "?bhilBHILefd")
+KINDS = frozenset({"box", "discrete", "multidiscrete", "multibinary"})
 MAX_ROW_BYTES = 1 << 30
 
 Bound = float | tuple[Any, ...] | None
@@ -61,6 +62,11 @@ class ArraySpec:
             raise SpecMismatchError(
                 f"{self.name}: shape {self.shape} is not one of at most {MAX_ROW_BYTES} bytes a step",
             )
+
+        if self.kind not in KINDS:
+            raise SpecMismatchError(f"{self.name}: kind {self.kind!r} is none of {sorted(KINDS)}")
+        if self.n is not None and self.n < 1:
+            raise SpecMismatchError(f"{self.name}: n must be at least 1, got {self.n}")
 
     @cached_property
     def row_bytes(self) -> int:
@@ -108,7 +114,9 @@ class ArraySpec:
                 start=int(data.get("start", 0)),
                 nvec=_bound_from_json(data.get("nvec")),
             )
-        except (KeyError, TypeError, ValueError) as err:
+        except SpecMismatchError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as err:
             raise SpecMismatchError(f"{name}: not an array spec: {data!r}") from err
 
 

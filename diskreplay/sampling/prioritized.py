@@ -65,7 +65,7 @@ class PrioritizedSampler(Sampler):
         self.eps = float(eps)
         self.stale = 0
         with store.lock:
-            store.access.join(name, self, exclusive=True)
+            store.access.claim(name)
             self._priorities = SegmentPriorities(store.access, name, self._alpha)
             super().__init__(store, seed=seed, name=name, resume=resume)
 

@@ -119,6 +119,9 @@ class Sampler(ABC):
         seed: Where the random numbers begin; None: anywhere.
         name: Under which name the state is kept.
         resume: Go on from the committed state, if there is one. Default: if no seed is given.
+
+    Raises:
+        SpecMismatchError: If the state kept under that name is another kind of sampler's.
     """
 
     def __init__(
@@ -142,11 +145,14 @@ class Sampler(ABC):
         self._requests: deque[Request] = deque()
         self._serving = False
         with store.lock:
+            state = store.access.load_state(name)
+            if state is not None and store.access.writable:
+                self._check_kind(state["kind"])
+            if state is not None and (seed is None if resume is None else resume):
+                self.load_state_dict(state)
+            # Last: what could not be made is not to be committed.
             store.access.join(name, self)
             store.access.watch(self)
-            checkpoint = store.access.load_sampler(name) if (seed is None if resume is None else resume) else None
-            if checkpoint is not None:
-                self.load_state_dict(checkpoint.state)
 
     @abstractmethod
     def _draw(self, batch_size: int) -> Draw:
@@ -276,17 +282,23 @@ class Sampler(ABC):
         with self.store.lock:
             self.serve()
             try:
-                if state["kind"] != type(self).__name__:
-                    raise SpecMismatchError(
-                        f"sampler {self.name!r}: the state is of a {state['kind']}, this is a {type(self).__name__}",
-                    )
+                self._check_kind(state["kind"])
                 self._random.bit_generator.state = state["random"]
                 self.batches = int(state["batches"])
                 self._drawn_before = deque(Draw.from_json(draw) for draw in state["in_flight"])
                 self.batches_delivered = self.batches - len(self._drawn_before)
-            except (KeyError, TypeError, ValueError) as err:
+            except SpecMismatchError:
+                raise
+            except (KeyError, TypeError, ValueError, OverflowError) as err:
                 raise SpecMismatchError(f"sampler {self.name!r}: not a sampler's state: {err!r}") from err
             self._in_flight = {}
+
+    def _check_kind(self, kind: str) -> None:
+        if kind != type(self).__name__:
+            raise SpecMismatchError(
+                f"sampler {self.name!r}: the state is of a {kind}, this is a {type(self).__name__}",
+                hint="Give this sampler a name of its own.",
+            )
 
     def collect(self) -> SamplerRecord:
         """Return what is to be committed with the data."""

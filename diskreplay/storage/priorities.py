@@ -42,12 +42,9 @@ class SamplerCheckpoint:
 
 def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
     """Return what the sampler of that name committed last, or None. Cost: O(segments), not O(rows)."""
-    payload = dict(txn.items("samplers")).get(name.encode())  # all, so that it is noticed if one is missing
-    if payload is None:
-        if next(txn.keys("sums", name.encode() + b"\0"), None) is not None:
-            raise CorruptStoreError(f"index: sampler {name!r} has priorities, but its state is missing")
+    state = load_state(txn, name)
+    if state is None:
         return None
-    state = documents.parse("samplers", payload, f"sampler {name!r}")
     segments, found, lengths = txn.by_segment("sums", name.encode() + b"\0")
     sums = layout.records(found, layout.SUM, f"sums of sampler {name!r}")
     blocks = lengths // layout.SUM.itemsize
@@ -69,6 +66,20 @@ def load_sampler(txn: Reading, name: str) -> SamplerCheckpoint | None:
     return SamplerCheckpoint(
         state, segments, places.astype(np.int64), rows, blocks, np.ascontiguousarray(sums["total"])
     )
+
+
+def load_state(txn: Reading, name: str) -> dict[str, Any] | None:
+    """Return the JSON state that the sampler of that name committed last, or None.
+
+    Raises:
+        CorruptStoreError: If it is damaged, or missing although there are priorities.
+    """
+    payload = dict(txn.items("samplers")).get(name.encode())  # all, so that it is noticed if one is missing
+    if payload is not None:
+        return documents.parse("samplers", payload, f"sampler {name!r}")
+    if next(txn.keys("sums", name.encode() + b"\0"), None) is not None:
+        raise CorruptStoreError(f"index: sampler {name!r} has priorities, but its state is missing")
+    return None
 
 
 def load_priorities(

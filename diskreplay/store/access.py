@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, StepEvictedError, StoreLockedError
 from diskreplay.storage import layout
-from diskreplay.storage.priorities import SamplerCheckpoint, is_live, load_priorities, load_sampler, sampler_segments
+from diskreplay.storage.priorities import (
+    SamplerCheckpoint,
+    is_live,
+    load_priorities,
+    load_sampler,
+    load_state,
+    sampler_segments,
+)
 from diskreplay.storage.updates import Journal, list_updates
 
 if TYPE_CHECKING:
@@ -124,6 +131,11 @@ class SamplerAccess:
         with self._engine.index.read() as txn:
             return load_sampler(txn, sampler)
 
+    def load_state(self, sampler: str) -> dict[str, Any] | None:
+        """Return the state that the sampler of that name committed last, without its priorities, or None."""
+        with self._engine.index.read() as txn:
+            return load_state(txn, sampler)
+
     def load_priorities(self, sampler: str, blocks: Sequence[tuple[int, int]]) -> list[NDArray[np.float32]]:
         """Return the committed priorities of blocks, (segment, block) each; -1 where a row cannot be sampled.
 
@@ -172,15 +184,18 @@ class SamplerAccess:
         """Have a loader plan its batches before steps come or go through this handle."""
         self._planning.add(loading)
 
-    def join(self, name: str, participant: Participant, *, exclusive: bool = False) -> None:
-        """Have a participant's state committed with the data; it takes the place of one of the same name.
+    def claim(self, name: str) -> None:
+        """Become the process that commits priorities under a name, if this handle may at all.
 
         Raises:
-            StoreLockedError: If `exclusive` and another process has a participant of that name.
+            StoreLockedError: If another process does.
         """
         if self._writable:
-            if exclusive:
-                self._engine.claim_sampler(name)
+            self._engine.claim_sampler(name)
+
+    def join(self, name: str, participant: Participant) -> None:
+        """Have a participant's state committed with the data; it takes the place of one of the same name."""
+        if self._writable:
             self._participants[name] = weakref.ref(participant)
 
     def require_joined(self, name: str, participant: Participant) -> None:

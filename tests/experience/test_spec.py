@@ -75,6 +75,16 @@ def test_spaces_that_cannot_be_stored():
             ArraySpec(**{"name": "observation", "shape": (1,), "dtype": "float32", **bad})
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"n": 0}, {"n": -3}, {"n": float("inf")}, {"kind": "sphere"}, {"shape": [float("inf")]}, {"dtype": "U8"}]
+)
+def test_a_description_that_is_none_is_refused(wrong):
+    """A store's copy of it may be forged."""
+    sound = ArraySpec("action", (), "int64", "discrete", n=3).to_json()
+    with pytest.raises(SpecMismatchError, match="action"):
+        ArraySpec.from_json("action", {**sound, **wrong})
+
+
 def test_differences_are_named():
     """Field, property and both values."""
     one, two = (

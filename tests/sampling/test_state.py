@@ -10,6 +10,7 @@ from diskreplay import (
     PrioritizedSampler,
     ReplayLoader,
     ReplayStore,
+    SpecMismatchError,
     StoreLockedError,
     UniformSampler,
 )
@@ -178,3 +179,24 @@ def test_a_reader_draws_again_what_its_owner_set_to_0_meanwhile(make_store):
         late = PrioritizedSampler(other, seed=1)
         with pytest.raises(NotEnoughStepsError, match="every priority is 0"):
             late.draw(32)
+
+
+@pytest.mark.parametrize("resume", [None, False, True])
+def test_another_kind_of_sampler_leaves_the_state_alone(make_store, resume):
+    """It overwrote what the priorities needed; and a sampler that could not be made was committed all the same."""
+    store = make_store()
+    ids = fill(store, episodes=4, length=10)
+    sampler = PrioritizedSampler(store, seed=0, alpha=0.3)
+    sampler.set_priorities(ids, np.full(len(ids), 7.0))
+    store.commit()
+    before = store.access.load_state("prioritized")
+    del sampler
+    with pytest.raises(SpecMismatchError, match="PrioritizedSampler") as caught:  # whose traceback holds it
+        UniformSampler(store, name="prioritized", seed=1, resume=resume)
+    fill(store, episodes=1, length=3)
+    store.commit()
+    assert caught.value.hint
+    assert store.access.load_state("prioritized") == before
+    assert list(store.verify()) == []
+    with pytest.raises(SpecMismatchError, match="not a sampler"):
+        PrioritizedSampler(store).load_state_dict({**before, "batches": float("inf")})
