@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskreplay.errors import CorruptStoreError, StepEvictedError
+from diskreplay.errors import CorruptStoreError, ReplayError, StepEvictedError
 from diskreplay.priority import SumTree, allow_huge_pages, batch_kernels, leaf_value, zeros
 from diskreplay.sampling.changes import Changes
 from diskreplay.sampling.sampler import REFRESHES
@@ -70,6 +70,8 @@ class SegmentPriorities:
         self._version = -1
         self._cuts = 0
         self._rescaling = False
+        self._interrupted: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
+        self._torn = False
         saved = access.load_sampler(name)
         access.refresh()  # afterwards: segments have at least the rows that the checkpoint counts, or went
         if saved is not None:
@@ -87,9 +89,25 @@ class SegmentPriorities:
 
     def sync(self) -> None:
         """Take in which steps came or went. Cost: O(segments that changed, and the new rows)."""
+        self._finish()
         version = self.access.version
         if self._version == version:
             return
+        if self._torn:
+            raise ReplayError(
+                f"{self.access.path}: sampler {self.name!r}: taking in what came or went was interrupted half-way",
+                path=self.access.path,
+                hint="Make the sampler anew: its priorities are those that were committed.",
+            )
+        self._torn = True
+        try:
+            self._take_in(version)
+        except Exception:
+            self._torn = False  # it is done again from the beginning
+            raise
+        self._torn = False
+
+    def _take_in(self, version: int) -> None:
         changed = None if self._version < 0 else self.access.changed_since(self._version)
         if changed is None:
             segments, rows = self.access.live_segments()
@@ -146,9 +164,22 @@ class SegmentPriorities:
 
     def set(self, leaves: NDArray[np.int64], priorities: NDArray[np.float32]) -> None:
         """Set the priorities of leaves that are loaded, an array this keeps; of one given twice the last wins."""
-        self.tree.update(leaves, leaf_value(priorities, self.alpha))
+        self._interrupted = leaves, priorities
+        self._finish()
+
+    def _finish(self) -> None:
+        """Do what `set` was about, again if it was interrupted (Ctrl-C): sums and priorities belong together."""
+        if self._interrupted is None:
+            return
+        leaves, priorities = self._interrupted
+        try:
+            self.tree.update(leaves, leaf_value(priorities, self.alpha))
+        except Exception:
+            self._interrupted = None  # nothing was written
+            raise
         self.largest = max(self.largest, np.float32(batch_kernels.put_all(self._priority, leaves, priorities)))
         self._changes.touch(leaves)
+        self._interrupted = None
 
     def forget(self) -> None:
         """Give every live transition the priority 1."""

@@ -90,6 +90,7 @@ class _Job:
     files: list[FileRecord] = field(default_factory=list)
     checks: bytes = b""
     record: Any = None
+    quarantined: bool = False
 
 
 class Committer:
@@ -108,7 +109,8 @@ class Committer:
         self.capacity = capacity
         self.compression = compression
         self.chunk_steps = chunk_steps
-        self._one_at_a_time = threading.RLock()
+        self.one_at_a_time = threading.RLock()
+        self._unclear = False
         self._garbage: set[int] = set()
         self._swept: set[int] = set()
 
@@ -122,7 +124,8 @@ class Committer:
         Raises:
             StoreFullError: If there is no room. Nothing of this commit counts; it can be tried again.
         """
-        with self._one_at_a_time:
+        with self.one_at_a_time:
+            self._settle()
             if seal:
                 with self.engine.lock:
                     self._require_whole()
@@ -130,7 +133,7 @@ class Committer:
             try:
                 self._commit(participants)
             except StoreFullError:
-                if not self.evict():
+                if not self._evict_now()[1]:
                     raise
                 self._commit(participants)
 
@@ -140,9 +143,22 @@ class Committer:
         Without a number: until the capacity is kept, what is about to be committed included. Works on a full disk:
         it needs no more than pages of the index that are free.
         """
+        with self.one_at_a_time:
+            self._settle()
+            return self._evict_now(transitions)[0]
+
+    def _settle(self) -> None:
+        """Take in what a transaction did that failed: it may count all the same."""
+        if self._unclear:
+            with self.engine.lock:
+                self.engine.refresh()
+            self._unclear = False
+
+    def _evict_now(self, transitions: int = 0) -> tuple[int, bool]:
+        """Do as `evict`; return also whether any segment went, quarantined ones included."""
         engine = self.engine
-        with self._one_at_a_time:
-            with engine.lock:
+        with engine.lock:
+            try:
                 with engine.index.write() as txn:
                     counters = txn.counters()
                     before = int(counters["transitions"])
@@ -153,10 +169,13 @@ class Committer:
                     evicted = self._evict(txn, counters, limit)
                     counters["commits"] += bool(evicted)
                     txn.put_counters(counters)
-                with engine.changing():
-                    self._forget(evicted, counters)
-            self._sweep()
-        return before - int(counters["transitions"])
+            except BaseException:
+                self._unclear = True
+                raise
+            with engine.changing():
+                self._forget(evicted, counters)
+        self._sweep()
+        return before - int(counters["transitions"]), bool(evicted)
 
     def _capacity_before(self, txn: Writing, counters: Any) -> Capacity:
         """Return the capacity less what the next commit is going to add."""
@@ -282,6 +301,7 @@ class Committer:
                 counters["commits"] += 1
                 txn.put_counters(counters)
         except BaseException:
+            self._unclear = True
             for number, segment in before.items():
                 engine.streams[number].last_segment = segment
             raise
@@ -289,7 +309,8 @@ class Committer:
             self._follow(jobs, evicted, counters, alone=bool(alone))
             for job in lost:
                 engine.drop(job.tail.segment)
-                self._garbage.add(job.tail.segment)
+                if not job.quarantined:  # else its files are for `repair`
+                    self._garbage.add(job.tail.segment)
         for participant, record in records:
             if record is not None:
                 participant.committed()
@@ -330,6 +351,7 @@ class Committer:
             segment, record = job.tail.segment, txn.json("streams", layout.stream_key(job.stream.number)) or {}
             known = segment in [*record.get("tails", []), *record.get("taken", [])]
             known |= txn.has("segments", layout.segment_key(segment))
+            job.quarantined = txn.has("quarantine", layout.segment_key(segment))
             (left if known else lost).append(job)
         return left, lost
 

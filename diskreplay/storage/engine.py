@@ -7,6 +7,7 @@ be called with `engine.lock` held.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 import weakref
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from diskreplay.storage.index import Index
     from diskreplay.storage.transactions import Reading
 
+
+MOST_QUOTED = 200  # of a file name, which has at most 255 bytes
 
 _alive: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -98,11 +101,20 @@ class Engine:
         _alive.add(self)
 
     @contextlib.contextmanager
-    def changing(self) -> Iterator[None]:
-        """Change what belongs together, with the lock held: what an interrupt (Ctrl-C) leaves is not used again."""
-        self.torn = True
-        yield
-        self.torn = False
+    def changing(self, *, again: bool = False) -> Iterator[None]:
+        """Change what belongs together, with the lock held: what an interrupt (Ctrl-C) leaves is not used again.
+
+        Args:
+            again: What an error of our own leaves may be: the change is done again from the beginning.
+        """
+        before, self.torn = self.torn, True
+        try:
+            yield
+        except Exception:
+            if again:
+                self.torn = before
+            raise
+        self.torn = before
 
     def require_whole(self) -> None:
         """Make sure that no change of this handle's tables was interrupted; call with the lock held.
@@ -119,12 +131,14 @@ class Engine:
 
     def refresh(self) -> bool:
         """Take in what other processes committed; return whether there was anything."""
+        self.require_whole()
         with self.index.read() as txn:
             counters = txn.counters()
             if counters["commits"] == self.seen["commits"]:
                 return False
             txn.check_newest()
-            self._take_in(txn, counters)
+            with self.changing(again=True):
+                self._take_in(txn, counters)
         return True
 
     def claim(self, name: str) -> Stream:
@@ -281,7 +295,10 @@ class Engine:
             StoreLockedError: If another process does; names it.
         """
         if name not in self._sampler_locks:
-            path = layout.lock_path(self.root, f"sampler-{quote(name, safe='')}")
+            quoted = quote(name, safe="")
+            if len(quoted) > MOST_QUOTED:
+                quoted = hashlib.sha256(name.encode()).hexdigest()
+            path = layout.lock_path(self.root, f"sampler-{quoted}")
             self._sampler_locks[name] = FileLock(path, f"{self.root}: sampler {name!r}").acquire()
 
     def close(self) -> None:
@@ -472,7 +489,8 @@ class Engine:
             if stream.name == name:
                 return stream
         with self.index.write() as txn:
-            self._take_in(txn, txn.counters())
+            with self.changing(again=True):
+                self._take_in(txn, txn.counters())
             for stream in self.streams.values():
                 if stream.name == name:
                     return stream

@@ -163,6 +163,8 @@ class Environment:
         if self._broken:
             self._mend()
         with self.gate, translated(self.path):
+            if self._lmdb is None:
+                raise ReplayError(f"{self.path}: the store is closed", path=self.path, hint="Open it again.")
             yield
 
     def _begin(self, *, write: bool) -> Any:

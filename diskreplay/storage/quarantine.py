@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diskreplay.errors import CorruptStoreError, ReplayError
+from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.storage import layout
 from diskreplay.storage.fields import EPISODE, REWARD
 from diskreplay.storage.priorities import forget_priorities
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 def quarantine(engine: Engine, segment: int, why: str) -> bool:
     """Leave a sealed segment out from now on; return whether it was there. Call with the engine's lock held.
 
-    A segment before it that turns out damaged too goes with it.
+    A segment before it that turns out damaged too goes with it: no other, whatever else goes wrong.
+
+    Raises:
+        ReplayError: If what is before it cannot be read for another reason; the segment is left where it is.
     """
     pending: list[tuple[int, str]] = [(segment, why)]
     found = False
@@ -33,22 +36,19 @@ def quarantine(engine: Engine, segment: int, why: str) -> bool:
         bad, reason = pending.pop()
         if bad not in engine.table or engine.table.slot(bad) in engine.table.tails:
             continue
-        found = True
-        before = int(engine.table.previous[engine.table.slot(bad)])
-        engine.drop(bad)
-        engine.quarantined[bad] = reason
-        entry = None
+        before, entry = int(engine.table.previous[engine.table.slot(bad)]), None
         if before >= 0 and before not in engine.table.tails and not engine.table.ends_episode(before):
-            ahead = int(engine.table.segment[before])
-            try:
-                entry = _cut_episode(engine, before)
-            except ReplayError as err:
-                pending.append((ahead, str(err)))
-            else:
+            entry, also = _cut_episode(engine, before)
+            pending += also
+        with engine.changing():
+            engine.drop(bad)
+            engine.quarantined[bad] = reason
+            engine.quarantine_changes[bad] = entry
+            if entry is not None:
                 engine.table.cut_after(before)
                 engine.episodes_sealed += 1
-                engine.cuts.append(ahead)
-        engine.quarantine_changes[bad] = entry
+                engine.cuts.append(int(engine.table.segment[before]))
+        found = True
     return found
 
 
@@ -92,22 +92,36 @@ def put_cut(txn: Writing, segment: int, entry: Any, counters: Any) -> None:
     counters["cuts"] += 1
 
 
-def _cut_episode(engine: Engine, slot: int) -> Any:
-    """Return the EPISODE record of the episode that a segment's last row is the end of, if nothing follows."""
+def _cut_episode(engine: Engine, slot: int) -> tuple[Any, list[tuple[int, str]]]:
+    """Return the EPISODE record of the episode that a segment's last row is the end of, if nothing follows.
+
+    None if that segment went, or is damaged itself. Also which segments turn out damaged, and why. The record counts
+    the rows that can be read, as where the episode's beginning was evicted.
+    """
     table = engine.table
-    last = int(table.rows[slot]) - 1
-    first = int(_rows(engine, EPISODE, slot, last, last + 1)[0])
-    length, total, here, stop = 0, 0.0, slot, last
+    last, length, total, here = int(table.rows[slot]) - 1, 0, 0.0, slot
+    stop = last
+    first = -1
     while here >= 0:
-        inside = first // engine.segment_steps == int(table.segment[here])
-        start = first % engine.segment_steps if inside else 0
+        segment = int(table.segment[here])
+        try:
+            if first < 0:
+                first = int(_rows(engine, EPISODE, slot, last, last + 1)[0])
+            inside = first // engine.segment_steps == segment
+            start = first % engine.segment_steps if inside else 0
+            rewards = _rows(engine, REWARD, here, start, stop)
+        except (StepEvictedError, CorruptStoreError) as err:
+            damaged = [(segment, str(err))] if isinstance(err, CorruptStoreError) else []
+            if here == slot:
+                return None, damaged
+            return layout.cut_episode(first, last, length, total), damaged
         length += stop - start
-        total += float(_rows(engine, REWARD, here, start, stop).sum(dtype=np.float64))
+        total += float(rewards.sum(dtype=np.float64))
         if inside:
             break
         here = int(table.previous[here])
         stop = int(table.rows[here])
-    return layout.cut_episode(first, last, length, total)
+    return layout.cut_episode(first, last, length, total), []
 
 
 def _rows(engine: Engine, field: str, slot: int, start: int, stop: int) -> Any:

@@ -29,7 +29,7 @@ def enter(path: Path, *, create: bool, synced: bool, checked: bool = True) -> tu
     data = path / "data.mdb"
     with _registry_lock:
         while _to_leave:
-            _leave(*_to_leave.pop())
+            _leave(*_to_leave.pop(), PATIENCE_S)
         if data.exists():
             key = identity(data)
             known = _registry.get(key)
@@ -55,16 +55,20 @@ def leave(key: tuple[int, int], environment: Environment, *, wait: bool) -> None
         _to_leave.append((key, environment))
         return
     try:
-        _leave(key, environment)
+        _leave(key, environment, PATIENCE_S if wait else 0.0)
     finally:
         _registry_lock.release()
 
 
-def _leave(key: tuple[int, int], environment: Environment) -> None:
+def _leave(key: tuple[int, int], environment: Environment, patience: float) -> None:
     environment.handles -= 1
-    if not environment.handles:
+    if environment.handles:
+        return
+    # Whoever is inside reads from the map that closing takes away. If somebody stays, the next handle finds it open.
+    if environment.gate.close(patience):
         _registry.pop(key, None)
         environment.close()
+        environment.gate.open()
 
 
 def _before_fork() -> None:

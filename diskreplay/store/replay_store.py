@@ -332,7 +332,8 @@ class ReplayStore(StoreView):
         for writer in list(self._writers):
             writer.close()
         self._closed = True
-        with self._engine.lock:
+        # A commit on its way writes shards that the streams' next writers may write, too: their locks stay till then.
+        with self._committer.one_at_a_time, self._engine.lock:
             self._engine.close()
             self._index.close()
             self._use.release()

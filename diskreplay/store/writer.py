@@ -85,9 +85,7 @@ class StreamWriter:
                 it): do not repeat it; make room and go on, or call `ReplayStore.commit`. Or if a new segment could not
                 be begun: then the step is not kept, its episode ends as interrupted, and `reset` begins the next.
         """
-        self._check_open()
-        if not self._in_episode:
-            raise WriterStateError(f"stream {self.name!r}: step() outside an episode")
+        self._check_in_episode()
         try:
             acted = self._acted(action)
             gain = check_reward(reward)
@@ -97,6 +95,7 @@ class StreamWriter:
             raise self._at_step(err) from err
         engine, stream = self._engine, self._stream
         with engine.lock:
+            self._check_in_episode()  # again: another thread may have closed the writer, or ended the episode
             tail = stream.tails[-1]
             try:
                 segments = engine.take_segments(stream, int(tail.rows + 1 == engine.segment_steps))
@@ -228,6 +227,11 @@ class StreamWriter:
                 hint="Get another one from store.writer().",
             )
         self._stream.require_whole()
+
+    def _check_in_episode(self) -> None:
+        self._check_open()
+        if not self._in_episode:
+            raise WriterStateError(f"stream {self.name!r}: step() outside an episode")
 
     def _observed(self, value: Any, count: int | None = None) -> list[Any]:
         spec = self._spec
