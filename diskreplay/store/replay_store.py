@@ -277,6 +277,10 @@ class ReplayStore(StoreView):
     def sync(self) -> None:
         """Make what was committed survive a power cut too, if the store's durability is "process".
 
+        Until the next commit: LMDB writes later ones into pages that it had freed, and a power cut while the system
+        has written back some of these and not what refers to them can take the index. `backup` leaves a synced copy
+        that no later commit touches.
+
         Cost: writes out what the operating system holds back, of the whole file system.
         """
         self.check_open()
