@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from diskreplay.errors import ReplayError, StoreFullError
+from diskreplay.errors import ReplayError, StoreFullError, WriterStateError
 from tests.torture import scenario, shim
 from tests.torture.interrupt import Interrupt
 
@@ -141,7 +141,8 @@ def _go_on(job: Job, life: scenario.Life | None, folder: Path, out: dict[str, An
         except Exception as err:  # noqa: BLE001  same
             out["errors"].append((type(err).__name__, str(err)))
             refused = scenario.describe("the handle does not go on", err)
-            if not isinstance(err, ReplayError) or job.kind == "enospc":
+            # A step that could not begin a segment ended its episode, and says so: this life cannot repeat it.
+            if not isinstance(err, ReplayError) or (job.kind == "enospc" and not isinstance(err, WriterStateError)):
                 out["problems"].append(refused)
         else:
             out["went_on"] = "same handle"
