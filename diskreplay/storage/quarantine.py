@@ -99,9 +99,8 @@ def _cut_episode(engine: Engine, slot: int) -> tuple[Any, list[tuple[int, str]]]
     the rows that can be read, as where the episode's beginning was evicted.
     """
     table = engine.table
-    last, length, total, here = int(table.rows[slot]) - 1, 0, 0.0, slot
-    stop = last
-    first = -1
+    last = int(table.rows[slot]) - 1
+    first, length, total, here, stop = -1, 0, 0.0, slot, last
     while here >= 0:
         segment = int(table.segment[here])
         try:

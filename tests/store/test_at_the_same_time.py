@@ -19,7 +19,7 @@ from diskreplay import (
 from diskreplay.sampling.segment_priorities import Changes
 from diskreplay.storage.table import SegmentTable
 from tests.conftest import failing, fill
-from tests.store.test_retries import say_nothing_is_wrong
+from tests.store.test_retries import say_nothing_is_wrong, sealed_though_it_failed
 
 SEEN = np.zeros(3, np.float32)
 PATIENCE = 20
@@ -204,12 +204,7 @@ def test_a_sampler_that_was_interrupted_while_it_took_steps_in_says_so(make_stor
 
 def test_a_seal_that_seemed_to_fail_and_was_quarantined_meanwhile(make_store):
     """Its files are for `repair`: they were removed with those of evicted segments."""
-    store = make_store()
-    fill(store, stream="z", episodes=1, length=3)
-    store.seal()
-    fill(store, episodes=1, length=12)
-    with failing(counts=True), pytest.raises(ReplayError):
-        store.seal()
+    store = sealed_though_it_failed(make_store)
     with ReplayStore.open(store.path, mode="a") as other:
         assert other.quarantine(1, "planted")
         other.commit()

@@ -23,6 +23,17 @@ def say_nothing_is_wrong(store):
         assert store.num_episodes == reader.num_episodes
 
 
+def sealed_though_it_failed(make_store):
+    """Return a store whose handle does not know that segment 1 is sealed: committing it failed, and counts."""
+    store = make_store()
+    fill(store, stream="z", episodes=1, length=3)
+    store.seal()
+    fill(store, episodes=1, length=12)
+    with failing(counts=True), pytest.raises(ReplayError):
+        store.seal()
+    return store
+
+
 def test_a_writer_that_closes_while_its_tail_is_sealed(make_store, monkeypatch):
     """Its rows are committed, but the stream is not free: the next writer's rows would go with the tail."""
     store = make_store()
@@ -65,12 +76,7 @@ def test_a_stream_that_could_not_be_made(make_store):
 
 def test_a_segment_that_went_between_a_seal_that_seemed_to_fail_and_the_next(make_store):
     """It does not come back."""
-    store = make_store()
-    fill(store, stream="z", episodes=1, length=3)
-    store.seal()
-    fill(store, episodes=1, length=12)
-    with failing(counts=True), pytest.raises(ReplayError):
-        store.seal()
+    store = sealed_though_it_failed(make_store)
     with ReplayStore.open(store.path, mode="a") as other:
         fill(other, stream="b", episodes=1, length=10)
         other.seal()

@@ -52,18 +52,6 @@ ABLE = {
 SHOWN = 20
 
 
-def operations_of(seed: int, commits: int) -> list[str]:
-    """Return the storage calls of an undisturbed life.
-
-    Raises:
-        RuntimeError: If there are problems even so.
-    """
-    (result,) = trial.run([Job(seed=seed, commits=commits)])
-    if result.problems:
-        raise RuntimeError(f"an undisturbed life has problems: {result.problems}")
-    return result.operations
-
-
 def points_of(kind: str, operations: Sequence[str], first: int = 1, stride: int = 1) -> list[int]:
     """Return the calls that can fail in a way, every n-th of them from some call on; the first call is 1."""
     able = ABLE.get(kind)
@@ -116,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if "TMPDIR" not in os.environ and Path("/dev/shm").is_dir():
         os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
-    operations = operations_of(options.seed, options.commits)
+    operations = trial.undisturbed(Job(seed=options.seed, commits=options.commits)).operations
     calls = len(operations)
     jobs = [
         job

@@ -38,14 +38,6 @@ def jobs_of(moments: int, count: int, seed: int, commits: int) -> list[Job]:
     return [Job("interrupt", moment, seed=seed, commits=commits) for moment in sorted(at)]
 
 
-def moments_of(seed: int, commits: int) -> int:
-    """Return at how many moments an interrupt can come in an undisturbed life."""
-    (result,) = trial.run([Job("interrupt", 0, seed=seed, commits=commits)])
-    if result.problems:
-        raise RuntimeError(f"an undisturbed life has problems: {result.problems}")
-    return result.moments
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--count", type=int, default=2000)
@@ -56,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if "TMPDIR" not in os.environ and Path("/dev/shm").is_dir():
         os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
-    moments = moments_of(options.seed, options.commits)
+    moments = trial.undisturbed(Job("interrupt", seed=options.seed, commits=options.commits)).moments
     jobs = jobs_of(moments, options.count, options.seed, options.commits)
     began = time.monotonic()
     results = list(tqdm(trial.run(jobs, workers=options.workers), total=len(jobs), unit="life", smoothing=0))

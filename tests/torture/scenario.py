@@ -444,7 +444,7 @@ class Life:
         op, commits = self.undone
         if commits:
             self._number()
-        if again and op.kind != "reset" and commits and self.model.commits % 4 and self._is_done(op):
+        if again and commits and self.model.commits % 4 and self._is_done(op):
             self._join()
         else:
             self._perform(op)

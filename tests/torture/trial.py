@@ -214,6 +214,18 @@ def run_here(job: Job, folder: Path) -> Result:
     return result
 
 
+def undisturbed(job: Job) -> Result:
+    """Do a trial in which nothing happens.
+
+    Raises:
+        RuntimeError: If there are problems even so.
+    """
+    (result,) = run([job])
+    if result.problems:
+        raise RuntimeError(f"an undisturbed life has problems: {result.problems}")
+    return result
+
+
 class Zygote:
     """A process that does trials, one after the other."""
 

@@ -50,7 +50,8 @@ def mend_samplers(draft: Draft) -> None:
 
 def _journaled_segments(draft: Draft, journal: Journal) -> Iterator[int]:
     """Yield the live segments that a journal has priorities of: it may be the only one that knows them."""
-    for segment in {int(step) // draft.segment_steps for update in journal.updates for step in update.step_ids}:
+    known = [np.unique(update.step_ids // draft.segment_steps) for update in journal.updates]
+    for segment in {segment for segments in known for segment in segments.tolist()}:
         if draft.rows_of(segment) is not None:
             yield segment
 

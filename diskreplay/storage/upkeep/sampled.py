@@ -193,8 +193,9 @@ def check_sampler(
     with index.read() as txn:
         segments = sampled_segments(txn, name)
         journal.follow(txn)
-        yield from check_journal(journal, _state(txn, name, state))
-        yield from check_draws(name, _state(txn, name, state))
+        state = _state(txn, name, state)
+        yield from check_journal(journal, state)
+        yield from check_draws(name, state)
     for start in range(0, len(segments), PORTION):
         with index.read() as txn:
             journal.follow(txn)
