@@ -200,6 +200,12 @@ class StreamWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # Of a writer that nobody closed. A collection may come in the midst of any change, so no more than this is done
+        # here: the stream's next writer ends the episode, or the next commit gives the stream back with it unfinished.
+        if not getattr(self, "_closed", True):
+            self._stream.closing = True
+
     def _end_running(self) -> None:
         tail = self._stream.open_tail
         if tail is not None and tail.pending and not self._stream.torn:

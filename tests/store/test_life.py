@@ -404,3 +404,28 @@ def test_a_step_that_was_interrupted_half_way_is_never_committed(make_store, mon
         fill(store)
         store.commit()
         assert store.verify() == []
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_writer_that_nobody_closed_gives_its_stream_back(make_store, committed):
+    """To the next writer of this process at once, to others with the next commit; its episode ends as interrupted."""
+    store = make_store()
+    writer = store.writer("a")
+    writer.reset(at(0))
+    for t in range(5):
+        writer.step(0, t, False, False, at(t + 1))
+    del writer
+    if committed:
+        store.commit()
+        with ReplayStore.open(store.path, mode="a") as other, other.writer("a"):
+            assert (len(other), other.num_episodes) == (5, 1)
+            other.commit()
+    writer = store.writer("a")
+    with pytest.raises(WriterStateError, match="outside an episode"):
+        writer.step(0, 5, False, False, at(6))
+    writer.reset(at(10))
+    assert writer.step(1, 6, True, False, at(11)) == 6
+    store.commit()
+    assert store.num_episodes == 2
+    assert store.read([4, 6]).next_observation[:, 0].tolist() == [5.0, 11.0]
+    assert store.verify() == []
