@@ -44,12 +44,15 @@ class Gate:
         with self._lock:
             if not self._condition.wait_for(lambda: not self._closed, patience):
                 return False
-            self._closed = True
-            if self._condition.wait_for(lambda: not self._inside, patience):
-                return True
-            self._closed = False
-            self._condition.notify_all()
-            return False
+            out = False
+            try:
+                self._closed = True
+                out = self._condition.wait_for(lambda: not self._inside, patience)
+            finally:  # an interrupt (Ctrl-C) may end the wait, and must not leave the others waiting for good
+                if not out:
+                    self._closed = False
+                    self._condition.notify_all()
+            return out
 
     def open(self) -> None:
         """Let threads in again."""

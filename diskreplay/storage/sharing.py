@@ -66,17 +66,19 @@ def _leave(key: tuple[int, int], environment: Environment, patience: float) -> N
         return
     # Whoever is inside reads from the map that closing takes away. If somebody stays, the next handle finds it open.
     if environment.gate.close(patience):
-        _registry.pop(key, None)
-        environment.close()
-        environment.gate.open()
+        try:
+            _registry.pop(key, None)
+            environment.close()
+        finally:
+            environment.gate.open()
 
 
 def _before_fork() -> None:
     _registry_lock.acquire()
     until = time.monotonic() + PATIENCE_S
-    _closed_for_fork[:] = [
-        environment for environment in _registry.values() if environment.gate.close(max(0.0, until - time.monotonic()))
-    ]
+    for environment in _registry.values():  # noted one by one: after an interrupt the fork goes on, and opens these
+        if environment.gate.close(max(0.0, until - time.monotonic())):
+            _closed_for_fork.append(environment)  # noqa: PERF401
 
 
 def _after_fork_in_parent() -> None:

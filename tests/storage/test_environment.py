@@ -242,6 +242,34 @@ def test_the_gate_closes_once_all_are_out():
     assert not late.is_alive()
 
 
+def test_an_interrupt_while_a_gate_closes_leaves_it_open():
+    """Else all other threads would wait for good."""
+    gate = Gate()
+    inside, out = threading.Event(), threading.Event()
+
+    def visit():
+        with gate:
+            inside.set()
+            out.wait(10)
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    inside.wait(10)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            gate.close(10)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    out.set()
+    thread.join(10)
+    late = threading.Thread(target=gate.__enter__, daemon=True)
+    late.start()
+    late.join(10)
+    assert not late.is_alive()
+
+
 def test_a_forked_child_opens_the_store_itself(make_store):
     """Whatever threads of the parent do meanwhile; the inherited handle is refused, and closing it is harmless."""
     store = make_store(segment_steps=16)
