@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from abc import ABC, abstractmethod
 from collections import deque
@@ -14,6 +13,7 @@ import numpy as np
 
 from diskreplay.errors import NotEnoughStepsError, SpecMismatchError, StepEvictedError
 from diskreplay.storage.commit import SamplerRecord
+from diskreplay.storage.drawn import pack_drawn, unpack_drawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,19 +56,17 @@ class Draw:
         )
 
     def to_json(self) -> list[str]:
-        """Return the arrays' bytes as text, and the scale."""
-        arrays = (self.step_ids, self.weight)
-        return [*(base64.b85encode(a.tobytes()).decode() for a in arrays), self.log_scale.hex()]
+        """Return it as a sampler's state holds it."""
+        return pack_drawn(self.step_ids, self.weight, self.log_scale)
 
     @classmethod
     def from_json(cls, data: list[str]) -> Draw:
-        """Build from `to_json`'s list; older ones have no scale."""
-        ids, weight = (base64.b85decode(text) for text in data[:2])
-        scale = float.fromhex(data[2]) if len(data) > 2 else 0.0
-        draw = cls(np.frombuffer(ids, np.int64).copy(), np.frombuffer(weight, np.float32).copy(), scale)
-        if len(draw.step_ids) != len(draw.weight) or not math.isfinite(draw.log_scale):
-            raise ValueError("a batch drawn ahead is damaged")
-        return draw
+        """Build from `to_json`'s list.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        return cls(*unpack_drawn(data))
 
 
 class Request:

@@ -12,6 +12,7 @@ import pytest
 
 from diskreplay import PrioritizedSampler, ReplayError, ReplayStore, UniformSampler
 from diskreplay.storage import layout
+from diskreplay.storage.drawn import pack_drawn
 from diskreplay.storage.index import Index
 from diskreplay.storage.upkeep.repair import repair_store
 from diskreplay.storage.upkeep.verify import verify_path
@@ -187,6 +188,7 @@ FORGED = [
     ("samplers", SAMPLER, ("random", "has_uint32"), 1 << 70),
     ("samplers", SAMPLER, ("in_flight", 0, 0), "63"),
     ("samplers", SAMPLER, ("in_flight", 0, 2), "0x1p99999"),
+    ("samplers", SAMPLER, ("in_flight", 0), pack_drawn(np.arange(4), np.full(4, np.nan, np.float32), 0.0)),
     ("meta", b"description", ("uuid",), -1),
 ]
 COUNTED = [

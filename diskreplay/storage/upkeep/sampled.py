@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError
 from diskreplay.storage import layout
+from diskreplay.storage.drawn import unpack_drawn
 from diskreplay.storage.updates import Journal
 from diskreplay.storage.upkeep.records import INCONSISTENT, RECORD, Problem, name_of
 
@@ -239,10 +239,9 @@ def _wrong(found: Priorities, state: dict[str, Any], known: Rows | None) -> list
 def steps_drawn(draw: list[str]) -> NDArray[np.int64] | None:
     """Return the step ids of a batch that a sampler drew ahead, as its state holds it; None if it holds none."""
     try:
-        ids, weights = (base64.b85decode(text) for text in draw[:2])
+        return unpack_drawn(draw)[0]
     except ValueError:
         return None
-    return np.frombuffer(ids, np.int64) if len(ids) == 2 * len(weights) and len(ids) % 8 == 0 else None
 
 
 def check_draws(name: str, state: dict[str, Any]) -> Iterator[Problem]:
