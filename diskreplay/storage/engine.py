@@ -23,7 +23,7 @@ from diskreplay.storage.durable import Disk
 from diskreplay.storage.fields import Coding, fields_of
 from diskreplay.storage.locks import FileLock
 from diskreplay.storage.reading import Reader
-from diskreplay.storage.residency import Residency
+from diskreplay.storage.residency import Residency, expect_files
 from diskreplay.storage.segments import SegmentWriter
 from diskreplay.storage.streams import Stream
 from diskreplay.storage.table import SegmentTable
@@ -319,6 +319,7 @@ class Engine:
             for name in ("meta", "quarantine", "garbage", "tails"):
                 txn.check_table(name)
             counters = txn.counters()
+            expect_files(txn.count("segments") * len(self.fields))
             self.load_codings(txn)
             self._add_sealed(self._read_segments(txn, counters))
             applied = self._load_streams(txn)

@@ -6,8 +6,10 @@ Bounded by open files. What is in use by a read plan stays open until the plan i
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
+import threading
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 MOST_FILES = 65_536
 SHARE_OF_LIMIT = 2
+FEW_FILES = 256
 
 
 class OpenSegment:
@@ -69,6 +72,25 @@ def file_budget() -> int:
         except (ValueError, OSError):
             pass
     return MOST_FILES if soft == resource.RLIM_INFINITY else max(16, soft // SHARE_OF_LIMIT)
+
+
+def expect_files(count: int) -> None:
+    """Have the kernel lengthen its table of this process's files once, in the background, for so many.
+
+    It doubles the table whenever that is full, and in a process with threads it then waits until every processor has
+    seen the new one: of 70 ms that a first batch from 1,908 segments took these waits were 20.
+    """
+    if count > FEW_FILES:
+        threading.Thread(target=_lengthen, args=(count + FEW_FILES,), name="diskreplay-files", daemon=True).start()
+
+
+def _lengthen(files: int) -> None:
+    with contextlib.suppress(OSError):  # the table then grows as it must
+        fd = os.open(os.sep, os.O_PATH | os.O_CLOEXEC)
+        try:
+            os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, min(files, SHARE_OF_LIMIT * file_budget()) - 1))
+        finally:
+            os.close(fd)
 
 
 class Residency:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +40,27 @@ def test_a_first_batch_of_many_segments_loads_what_it_touches(tmp_path):
         written = 12 * SEGMENTS * STEPS  # what the tree reserves, of which hardly a page is written
         assert tracemalloc.get_traced_memory()[1] < 1.1 * written + (32 << 20)
     tracemalloc.stop()
+
+
+def test_the_table_of_files_is_long_enough_before_they_are_opened(tmp_path):
+    """It would be lengthened again and again else, each time with a wait for all processors."""
+    path = fabricate(tmp_path / "s.replay", SEGMENTS)
+    opened = (
+        f"import sys; from diskreplay import ReplayStore; store = ReplayStore.open({str(path)!r}); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", opened], stdin=subprocess.PIPE) as process:
+        try:
+            until = time.monotonic() + 60
+            while _files_size(process.pid) < SEGMENTS * 5 and time.monotonic() < until:
+                time.sleep(0.02)
+            assert _files_size(process.pid) >= SEGMENTS * 5
+        finally:
+            process.communicate(b"")
+
+
+def _files_size(pid):
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(lines["FDSize"])
 
 
 def test_a_step_more_costs_nothing_that_grows(tmp_path, monkeypatch):
