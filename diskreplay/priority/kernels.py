@@ -29,7 +29,7 @@ from diskreplay.priority.node_kernels import (
     unpack,
 )
 
-OK = -1
+OK, ANOTHER_SUM = -1, -2
 
 
 @njit(cache=True)
@@ -243,6 +243,27 @@ def write_rows(tree: Tree, block: int, first_row: int, values: F64) -> int:
             nodes[start + offsets[level] + parent] = total
     set_root(tree, block, sum_children(nodes, start + offsets[depth - 1]))
     return OK
+
+
+@njit(nogil=True, cache=True)
+def load_rows(tree: Tree, block: int, values: F64, tolerance: float) -> tuple[float, int]:
+    """Write values to all of a block's rows and call it loaded, in one call that no interrupt divides.
+
+    Returns their sum, and the first bad position, OK, or ANOTHER_SUM: it differs from the block's root by more than so
+    much of the larger one; then the root stays, and the block is not loaded.
+    """
+    _, _, _, tops, _, loaded, _, _ = unpack(tree)
+    before = tops[block]
+    bad = write_rows(tree, block, 0, values)
+    if bad != OK:
+        return before, bad
+    after = tops[block]
+    if abs(after - before) > tolerance * max(after, before):
+        set_root(tree, block, before)
+        loaded[block] = False
+        return after, ANOTHER_SUM
+    loaded[block] = True
+    return after, OK
 
 
 @njit(nogil=True, cache=True)

@@ -150,20 +150,30 @@ class SumTree:
             raise ValueError(f"Block {block} is not loaded; call set_block first.")
         self._write(block, first_row, _floats(values))
 
-    def set_block(self, block: int, values: ArrayLike) -> None:
+    def set_block(self, block: int, values: ArrayLike, *, tolerance: float = np.inf) -> None:
         """Replace a block's leaves by values (n,), n <= block_size, then zeros, and call it loaded.
+
+        Args:
+            block: Which.
+            values: Of its leaves.
+            tolerance: By how much of the larger one the sum may differ from the block's total so far.
 
         Raises:
             ValueError: If the block is out of range, there are too many values, or one is negative
                 or not finite; nothing was written.
+            ArithmeticError: If the sum is another; the block keeps its total, and is not loaded.
         """
         self._check_block(block)
         new = _floats(values)
         if new.shape != (self._block_size,):
             self._check_rows(0, new)
             new = np.concatenate([new, np.zeros(self._block_size - new.size)])
-        self._write(block, 0, new)
-        self._loaded[block] = True
+        before = self._tops[block]
+        after, bad = kernels.load_rows(self._tree, block, new, tolerance)
+        if bad >= 0:
+            raise _bad_value(new, bad)
+        if bad != kernels.OK:
+            raise ArithmeticError(f"The leaves of block {block} sum to {after}, not to {before}.")
 
     def clear_block(self, block: int) -> None:
         """Set every leaf of a block to 0, and call it loaded."""

@@ -157,22 +157,22 @@ class Changes:
 
     def committed(self) -> None:
         """Hear that what was planned is durable."""
-        plan, entries = self._plan, self._entries or {}
+        plan, entries, last = self._plan, self._entries or {}, self._last
         if plan is None:
             return
-        self.whole[:] = False
-        self._leaves, self._count, self._plan, self._kept, self._joined = [], 0, None, 0, False
-        self.next = plan.folded
-        self.until[plan.leaves // self.size] = plan.folded
-        self.folded[plan.whole] = plan.folded
         entries = {number: n for number, n in entries.items() if plan.kept <= number < plan.first}
         entries |= {update.number: len(update.values) for update in plan.updates}
-        self._entries = entries
         if plan.updates:
-            self._last = (plan.folded - 1, plan.leaves, plan.ids) if len(plan.leaves) < JOIN else None
-        elif self._last is not None and self._last[0] not in entries:
-            self._last = None
+            last = (plan.folded - 1, plan.leaves, plan.ids) if len(plan.leaves) < JOIN else None
+        elif last is not None and last[0] not in entries:
+            last = None
+        # From here on nothing is called and nothing loops, so no interrupt (Ctrl-C) comes between: all of it or none.
+        self.whole[:] = False
+        self.until[plan.leaves // self.size] = plan.folded
+        self.folded[plan.whole] = plan.folded
+        self.next, self._entries, self._last = plan.folded, entries, last
         self._sweep, self._sweep_from, self._swept = plan.sweep, plan.sweep_from, plan.swept
+        self._leaves, self._count, self._plan, self._kept, self._joined = [], 0, None, 0, False
 
     def _owe(self, failed: Plan) -> None:
         """Have the next plan do what one did that failed, or seemed to."""

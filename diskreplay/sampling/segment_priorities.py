@@ -93,12 +93,7 @@ class SegmentPriorities:
         version = self.access.version
         if self._version == version:
             return
-        if self._torn:
-            raise ReplayError(
-                f"{self.access.path}: sampler {self.name!r}: taking in what came or went was interrupted half-way",
-                path=self.access.path,
-                hint="Make the sampler anew: its priorities are those that were committed.",
-            )
+        self._require_whole()
         self._torn = True
         try:
             self._take_in(version)
@@ -106,6 +101,14 @@ class SegmentPriorities:
             self._torn = False  # it is done again from the beginning
             raise
         self._torn = False
+
+    def _require_whole(self) -> None:
+        if self._torn:
+            raise ReplayError(
+                f"{self.access.path}: sampler {self.name!r}: taking in what came or went was interrupted half-way",
+                path=self.access.path,
+                hint="Make the sampler anew: its priorities are those that were committed.",
+            )
 
     def _take_in(self, version: int) -> None:
         changed = None if self._version < 0 else self.access.changed_since(self._version)
@@ -183,10 +186,13 @@ class SegmentPriorities:
 
     def forget(self) -> None:
         """Give every live transition the priority 1."""
-        self.largest = np.float32(1.0)
+        self._finish()
+        self._require_whole()
+        self._torn, self._version = True, -1
         for place in np.flatnonzero(self.segment >= 0).tolist():
             self._clear(place)
-        self._version = -1
+        self.largest = np.float32(1.0)
+        self._torn = False
         self.sync()
 
     def load(self, blocks: NDArray[np.int64]) -> None:
@@ -252,14 +258,13 @@ class SegmentPriorities:
             priorities, trusted = priorities.copy(), False
             final = self.access.final_rows(segment) - first
             priorities[final[(final >= 0) & (final < rows)]] = UNSAMPLED
-        before = float(self.tree.block_totals(block))
-        self.tree.set_block(block, self._powers(priorities))
+        # Before the block counts as loaded: an interrupt (Ctrl-C) may come between any two lines.
         self._priority[block * self.size : block * self.size + rows] = priorities
-        after = float(self.tree.block_totals(block))
-        # pow() may differ in the last bit between processors, so not ==.
-        if trusted and abs(after - before) > TOTALS_AGREE * max(after, before):
-            self.tree.set_block_total(block, before)  # not loaded: asked again, it must not be served
-            raise CorruptStoreError(f"{where}: priorities sum to {after}, the checkpoint to {before}", segment=segment)
+        try:  # pow() may differ in the last bit between processors, so not ==
+            self.tree.set_block(block, self._powers(priorities), tolerance=TOTALS_AGREE if trusted else np.inf)
+        except ArithmeticError as err:
+            what = f"{where}: the priorities are not those of the checkpoint: {err}"
+            raise CorruptStoreError(what, segment=segment) from err
 
     def collect(self, record: SamplerRecord) -> None:
         """Put into a record what changed since the last commit. Cost: O(changes), see changes.py."""

@@ -114,11 +114,12 @@ class Committer:
         self._garbage: set[int] = set()
         self._swept: set[int] = set()
 
-    def commit(self, participants: Sequence[Participant] = (), *, seal: bool = False) -> None:
+    def commit(self, participants: Callable[[], Sequence[Participant]] = list, *, seal: bool = False) -> None:
         """Make everything so far durable.
 
         Args:
-            participants: Whose states are committed in the same transaction.
+            participants: Returns those whose states are committed in the same transaction. Asked at its beginning, with
+                the lock held: while shards are written another sampler may take the place of one.
             seal: Also turn this process's tails into segments, however short.
 
         Raises:
@@ -189,7 +190,7 @@ class Committer:
             None if most is None else max(0, most - size),
         )
 
-    def _commit(self, participants: Sequence[Participant]) -> None:
+    def _commit(self, participants: Callable[[], Sequence[Participant]]) -> None:
         engine = self.engine
         with engine.lock:
             self._require_whole()
@@ -234,21 +235,21 @@ class Committer:
             tail = stream.open_tail
             if stream.lock is None or tail is None or not tail.rows or tail.full:
                 continue
-            segments = engine.take_segments(stream, int(tail.pending))
+            new = engine.new_tails(stream, int(tail.pending))
             with engine.changing():
-                self._close(stream, tail, segments)
+                self._close(stream, tail, new)
 
-    def _close(self, stream: Stream, tail: Tail, segments: list[int]) -> None:
+    def _close(self, stream: Stream, tail: Tail, new: list[Tail]) -> None:
         engine = self.engine
         tail.pending, tail.closed = False, True
-        if segments and not tail.running.length:
+        if new and not tail.running.length:
             tail.running = Running()  # it begins with the row that moves on
         engine.table.follow_tail(engine.table.slot(tail.segment), tail)
-        for segment in segments:
-            new = engine.start_tail(stream, segment)
+        for following in new:
+            engine.start_tail(stream, following)
             names = [item.name for item in engine.fields if item.role == "observation"]
-            new.observe([tail.arrays[name][tail.rows] for name in names])
-            engine.table.follow_tail(engine.table.slot(new.segment), new)
+            following.observe([tail.arrays[name][tail.rows] for name in names])
+            engine.table.follow_tail(engine.table.slot(following.segment), following)
 
     def _choose_codings(self, jobs: list[_Job]) -> None:
         engine = self.engine
@@ -276,12 +277,12 @@ class Committer:
         with engine.lock:
             engine.codings.update(codings)
 
-    def _transact(self, jobs: list[_Job], participants: Sequence[Participant]) -> None:
+    def _transact(self, jobs: list[_Job], participants: Callable[[], Sequence[Participant]]) -> None:
         """Do step 3, and 4."""
         engine = self.engine
         self._require_whole()  # again: writers went on meanwhile
         jobs = [job for job in jobs if job.stream.lock is not None]  # of others the tails may be another's by now
-        records = [(p, p.collect()) for p in participants]
+        records = [(p, p.collect()) for p in participants()]
         before = {s.number: s.last_segment for s in engine.streams.values()}
         try:
             with engine.index.write() as txn:

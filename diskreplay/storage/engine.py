@@ -215,7 +215,7 @@ class Engine:
     def tail_to_write(self, stream: Stream) -> Tail:
         """Return the stream's tail that has room for a row; start a segment if there is none."""
         tail = stream.open_tail
-        return self.start_tail(stream, *self.take_segments(stream, 1)) if tail is None or tail.full else tail
+        return self.start_tail(stream, *self.new_tails(stream, 1)) if tail is None or tail.full else tail
 
     def take_segments(self, stream: Stream, count: int) -> list[int]:
         """Return ids for new segments; taken in the index, so no process ever gets them again.
@@ -237,18 +237,20 @@ class Engine:
             txn.put_json("streams", key, {**record, "taken": [*record.get("taken", []), *taken]})
         return taken
 
-    def start_tail(self, stream: Stream, segment: int) -> Tail:
-        """Start a segment behind what the stream has."""
+    def new_tails(self, stream: Stream, count: int) -> list[Tail]:
+        """Return tails for `start_tail`, with ids of their own. Made before anything is changed: memory may not do."""
+        return [Tail(segment, self.fields, self.segment_steps) for segment in self.take_segments(stream, count)]
+
+    def start_tail(self, stream: Stream, tail: Tail) -> Tail:
+        """Put a new tail behind what the stream has."""
         last = stream.open_tail
-        tail = self.add_tail(stream, segment, last.segment if last else stream.last_segment)
+        self._add_tail(stream, tail, last.segment if last else stream.last_segment)
         if last is not None:
             tail.running = last.running
         return tail
 
-    def add_tail(self, stream: Stream, segment: int, previous: int) -> Tail:
-        """Put an open segment at the end of a stream."""
-        tail = Tail(segment, self.fields, self.segment_steps)
-        slot = self.table.add(segment, stream.number, previous)
+    def _add_tail(self, stream: Stream, tail: Tail, previous: int) -> Tail:
+        slot = self.table.add(tail.segment, stream.number, previous)
         self.table.attach_tail(slot, tail)
         stream.tails.append(tail)
         return tail
@@ -462,7 +464,9 @@ class Engine:
         known = {tail.segment: tail for tail in stream.tails}
         previous = stream.last_segment
         for segment in segments:
-            tail = known.get(segment) or self.add_tail(stream, segment, previous)
+            tail = known.get(segment)
+            if tail is None:
+                tail = self._add_tail(stream, Tail(segment, self.fields, self.segment_steps), previous)
             prefix = layout.tail_key(stream.number, segment)
             next_row = layout.tail_key(stream.number, segment, tail.rows)
             # The record before it may have taken rows in, and ones that followed.

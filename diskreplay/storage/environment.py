@@ -148,10 +148,14 @@ class Environment:
             self._lmdb.copy(str(path), compact=True)
 
     def close(self) -> None:
-        """Close it; nobody may be inside."""
-        handle, self._lmdb = self._lmdb, None
-        if handle is not None:
-            handle.close()
+        """Close it for good; nobody may be inside."""
+        self._broken = False  # else whoever still has it would open it again
+        self._let_go()
+
+    def reopen(self, *, synced: bool) -> None:
+        """Have it opened anew before it is next used, if it is not as durable as it is to be now."""
+        if synced != self.synced:
+            self.synced, self._broken = synced, True
 
     def keep(self) -> None:
         """Make sure that it is never closed: in a child whose parent's threads were inside."""
@@ -162,7 +166,7 @@ class Environment:
     def _inside(self) -> Iterator[None]:
         if self._broken:
             self._mend()
-        with self.gate, translated(self.path):
+        with self.gate.visit(), translated(self.path):
             if self._lmdb is None:
                 raise ReplayError(f"{self.path}: the store is closed", path=self.path, hint="Open it again.")
             yield
@@ -199,10 +203,11 @@ class Environment:
 
     def _mend(self) -> None:
         if not self.gate.close(PATIENCE_S):
-            raise ReplayError(f"{self.path}: a commit failed, and the index cannot be opened again yet", path=self.path)
+            what = f"{self.path}: the index has to be opened again, and a thread of this process reads it still"
+            raise ReplayError(what, path=self.path, hint="Try again, or wait for what reads it; perhaps a backup.")
         try:
             if self._broken:
-                self.close()
+                self._let_go()
                 self._open()
                 self._broken = False
         finally:
@@ -239,8 +244,13 @@ class Environment:
                         for name in layout.DATABASES
                     }
             except BaseException:
-                self.close()
+                self._let_go()
                 raise
+
+    def _let_go(self) -> None:
+        handle, self._lmdb = self._lmdb, None
+        if handle is not None:
+            handle.close()
 
     def _require_readers_table(self) -> None:
         """Make sure that writers will see which state we look at; on a read-only file system there are none."""
@@ -267,7 +277,7 @@ class Environment:
 
     def _check_newest(self) -> None:
         if int(self._lmdb.info()["last_txnid"]) < self._noted.transaction:
-            self.close()
+            self._let_go()
             raise CorruptStoreError(
                 f"{self.data}: the index is not the newest that was committed: its last transaction is lost",
                 path=self.path,

@@ -12,7 +12,9 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -22,28 +24,32 @@ from diskreplay.storage import layout
 from diskreplay.storage.durable import disk_error
 from diskreplay.storage.regular import open_regular, require_own
 
-_held: set[FileLock] = set()
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+_opening = threading.RLock()  # a signal handler may come in the midst of it, and take a lock, too
 
 
 def _let_go_in_child() -> None:
     # A lock lives as long as any copy of its file descriptor; a child must not keep its parent's.
+    _opening.release()
     for lock in list(_held):
         lock.let_go()
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_let_go_in_child)
 
 
 @dataclass(eq=False)
 class FileLock:
     """A lock that says who holds it.
 
-    An exclusive holder writes who it is into the file; of shared holders /proc/locks tells the processes.
+    An exclusive holder writes who it is into the file; of shared holders /proc/locks tells the processes. A lock that
+    nobody refers to any more is given back: an interrupt (Ctrl-C) may come before `release` has done anything.
     """
 
     path: Path
     what: str
     _fd: int = -1
+    _pid: int = -1
 
     def acquire(self, *, wait: bool = False, shared: bool = False) -> FileLock:
         """Take the lock.
@@ -51,8 +57,10 @@ class FileLock:
         Raises:
             StoreLockedError: If another holder is in the way; the message names who.
         """
-        self._fd = fd = self._open(shared=shared)
-        _held.add(self)
+        with _opening:  # no fork in between: the child would keep a file that it does not know of
+            self._fd, self._pid = self._open(shared=shared), os.getpid()
+            fd = self._fd
+            _held.add(self)
         try:
             self._lock(fd, wait=wait, shared=shared)
             self._sign(fd, shared=shared)
@@ -80,6 +88,12 @@ class FileLock:
         _held.discard(self)
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        if self._pid == os.getpid():
+            self.release()
+        else:
+            self.let_go()
 
     def __enter__(self) -> Self:
         if self._fd < 0:

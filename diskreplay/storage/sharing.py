@@ -29,11 +29,13 @@ def enter(path: Path, *, create: bool, synced: bool, checked: bool = True) -> tu
     data = path / "data.mdb"
     with _registry_lock:
         while _to_leave:
-            _leave(*_to_leave.pop(), PATIENCE_S)
+            _leave(*_to_leave.pop())
         if data.exists():
             key = identity(data)
             known = _registry.get(key)
             if known is not None:
+                if not known.handles:  # somebody was inside when its last handle was given back
+                    known.reopen(synced=synced)
                 known.handles += 1
                 return key, known
         environment = Environment(path, create=create, synced=synced, checked=checked)
@@ -48,24 +50,22 @@ def leave(key: tuple[int, int], environment: Environment, *, wait: bool) -> None
     Args:
         key: What `enter` returned.
         environment: Likewise.
-        wait: Take part in the registry's lock. False in finalisers: the garbage collector may run them in the very
-            thread that holds it; whoever comes next then does it.
+        wait: Take the registry's lock. False in finalisers: the garbage collector may run them in the very thread that
+            holds it; whoever comes next then does it.
     """
-    if not _registry_lock.acquire(blocking=wait):
+    if not wait:
         _to_leave.append((key, environment))
         return
-    try:
-        _leave(key, environment, PATIENCE_S if wait else 0.0)
-    finally:
-        _registry_lock.release()
+    with _registry_lock:
+        _leave(key, environment)
 
 
-def _leave(key: tuple[int, int], environment: Environment, patience: float) -> None:
+def _leave(key: tuple[int, int], environment: Environment) -> None:
     environment.handles -= 1
     if environment.handles:
         return
     # Whoever is inside reads from the map that closing takes away. If somebody stays, the next handle finds it open.
-    if environment.gate.close(patience):
+    if environment.gate.close(PATIENCE_S):
         try:
             _registry.pop(key, None)
             environment.close()

@@ -95,7 +95,7 @@ class ReplayStore(StoreView):
         )
         self.access = SamplerAccess(self.path, self._engine, writable=mode == "a")
         self._writers: weakref.WeakSet[StreamWriter] = weakref.WeakSet()
-        self._closed = False
+        self._closing = self._closed = False
 
     @classmethod
     def create(
@@ -233,8 +233,7 @@ class ReplayStore(StoreView):
         self._require_writable()
         with self._engine.lock:
             self.access.settle_plans()
-            participants = self.access.participants()
-        self._committer.commit(participants)
+        self._committer.commit(self.access.participants)
 
     def seal(self) -> None:
         """Commit, and turn the tails into segments however short, so that zarr holds every step.
@@ -252,8 +251,7 @@ class ReplayStore(StoreView):
                     if stream.lock is None and stream.tails:
                         with contextlib.suppress(StoreLockedError):
                             claimed.append(self._engine.claim(stream.name))
-                participants = self.access.participants()
-            self._committer.commit(participants, seal=True)
+            self._committer.commit(self.access.participants, seal=True)
         finally:
             with self._engine.lock:
                 for stream in claimed:
@@ -335,12 +333,13 @@ class ReplayStore(StoreView):
             return
         for writer in list(self._writers):
             writer.close()
-        self._closed = True
+        self._closing = True
         # A commit on its way writes shards that the streams' next writers may write, too: their locks stay till then.
         with self._committer.one_at_a_time, self._engine.lock:
             self._engine.close()
             self._index.close()
             self._use.release()
+            self._closed = True  # last: after an interrupt (Ctrl-C) the rest is still to be done
         if self.mode == "a" and self.durability != "power":
             self._engine.disk.sync_everything(self.path)
 

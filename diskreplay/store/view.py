@@ -41,6 +41,7 @@ class StoreView:
     durability: Durability
     access: SamplerAccess
     _engine: Engine
+    _closing: bool
     _closed: bool
     _pid: int
 
@@ -204,7 +205,7 @@ class StoreView:
         Raises:
             ReplayError: If it is; says what to do.
         """
-        if self._closed:
+        if self._closing or self._closed:
             raise ReplayError(f"{self.path}: the store is closed", path=self.path, hint="Open it again.")
         if self._pid != os.getpid():
             raise ReplayError(

@@ -98,16 +98,16 @@ class StreamWriter:
             self._check_in_episode()  # again: another thread may have closed the writer, or ended the episode
             tail = stream.tails[-1]
             try:
-                segments = engine.take_segments(stream, int(tail.rows + 1 == engine.segment_steps))
+                new = engine.new_tails(stream, int(tail.rows + 1 == engine.segment_steps))
             except BaseException:
                 self._end_running()  # the step is not kept, so the next one must not go on from before it
                 raise
             stream.torn = True
             step_id = tail.act(acted, gain, terminated=ended, truncated=cut)
             stream.steps += 1
-            for segment in segments:
+            for following in new:
                 engine.table.follow_tail(engine.table.slot(tail.segment), tail)
-                tail = engine.start_tail(stream, segment)
+                tail = engine.start_tail(stream, following)
             tail.observe(follows)
             if ended or cut:
                 engine.end_episode(stream, ended * layout.TERMINATED | (cut and not ended) * layout.TRUNCATED)
@@ -162,7 +162,7 @@ class StreamWriter:
             self._check_open()
             self._end_running()
             tail = engine.tail_to_write(stream)
-            segments = engine.take_segments(stream, (tail.rows + count) // engine.segment_steps)
+            new = engine.new_tails(stream, (tail.rows + count) // engine.segment_steps)
             stream.torn = True
             while done < count:
                 part = slice(done, done + min(count - done, engine.segment_steps - tail.rows))
@@ -175,7 +175,7 @@ class StreamWriter:
                 engine.table.follow_tail(engine.table.slot(tail.segment), tail)
                 done = part.stop
                 if tail.full:
-                    tail = engine.start_tail(stream, segments.pop(0))
+                    tail = engine.start_tail(stream, new.pop(0))
                 tail.observe([values[done] for values in seen])
             stream.steps += count
             flags = layout.TERMINATED if ended[-1] else layout.TRUNCATED if cut[-1] else layout.INTERRUPTED
@@ -187,9 +187,9 @@ class StreamWriter:
 
     def close(self) -> None:
         """End an unfinished episode as interrupted and give the stream back. Commits nothing."""
-        if self._closed:
-            return
         with self._engine.lock:
+            if self._closed:  # perhaps by another thread, and the stream may be another writer's by now
+                return
             self._end_running()
             self._closed = True
             self._store._writer_closed(self)  # noqa: SLF001
@@ -221,7 +221,8 @@ class StreamWriter:
 
     def _commit_if_full(self) -> None:
         with self._engine.lock:
-            self._engine.encode_ahead(self._stream)
+            if self._stream.tails:  # else another thread has sealed them
+                self._engine.encode_ahead(self._stream)
             full = any(tail.full for tail in self._stream.tails)
         if full:
             self._store.commit()

@@ -218,21 +218,21 @@ def test_the_gate_closes_once_all_are_out():
     inside, out = threading.Event(), threading.Event()
 
     def visit():
-        with gate:
+        with gate.visit():
             inside.set()
             out.wait(10)
-            with gate:
+            with gate.visit():
                 pass
 
     thread = threading.Thread(target=visit)
     thread.start()
     inside.wait(10)
     assert not gate.close(0.05)
-    with gate:
+    with gate.visit():
         assert not gate.close(1)
     threading.Timer(0.05, out.set).start()
     assert gate.close(10)
-    late = threading.Thread(target=gate.__enter__)
+    late = threading.Thread(target=lambda: gate.visit().__enter__())
     late.start()
     late.join(0.05)
     assert late.is_alive()
@@ -248,7 +248,7 @@ def test_an_interrupt_while_a_gate_closes_leaves_it_open():
     inside, out = threading.Event(), threading.Event()
 
     def visit():
-        with gate:
+        with gate.visit():
             inside.set()
             out.wait(10)
 
@@ -264,7 +264,7 @@ def test_an_interrupt_while_a_gate_closes_leaves_it_open():
         signal.signal(signal.SIGALRM, before)
     out.set()
     thread.join(10)
-    late = threading.Thread(target=gate.__enter__, daemon=True)
+    late = threading.Thread(target=lambda: gate.visit().__enter__(), daemon=True)
     late.start()
     late.join(10)
     assert not late.is_alive()

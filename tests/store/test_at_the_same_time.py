@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from unittest import mock
 
 import numpy as np
@@ -17,6 +18,8 @@ from diskreplay import (
     WriterStateError,
 )
 from diskreplay.sampling.segment_priorities import Changes
+from diskreplay.storage import sharing
+from diskreplay.storage.segments import SegmentWriter
 from diskreplay.storage.table import SegmentTable
 from tests.conftest import failing, fill
 from tests.store.test_retries import say_nothing_is_wrong, sealed_though_it_failed
@@ -242,3 +245,152 @@ def test_a_name_that_takes_more_bytes_quoted(make_store):
     store.commit()
     with ReplayStore.open(store.path, mode="a") as other, pytest.raises(StoreLockedError):
         PrioritizedSampler(other, seed=0, name="é" * 50)
+
+
+def test_a_writer_that_two_threads_close(make_store):
+    """The second ended the next writer's episode: rows that nobody observed, and a commit gave its stream away."""
+    store = make_store()
+    writer = store.writer("a")
+    writer.reset(SEEN)
+    writer.step(0, 0.0, False, False, SEEN)
+    with store.lock:
+        thread, _ = in_thread(writer.close)
+        time.sleep(0.1)  # until it waits for the lock
+        writer.close()
+        following = store.writer("a")
+        following.reset(SEEN + 100)
+    thread.join(PATIENCE)
+    step = following.step(0, 7.0, False, False, SEEN + 101)
+    assert store.read([step]).observation.tolist() == [[100.0] * 3]
+    store.commit()
+    with ReplayStore.open(store.path, mode="a") as other, pytest.raises(StoreLockedError):
+        other._engine.claim("a").lock.release()
+
+
+def test_a_sampler_made_anew_while_shards_are_written(make_store, monkeypatch):
+    """The one whose place it took was committed over it: priorities that did not add up."""
+    store = make_store(segment_steps=12_288)  # of several blocks
+    ids = fill(store, episodes=3, length=4095)
+    sampler = PrioritizedSampler(store, seed=0)
+    sampler.set_priorities(ids, np.ones(len(ids)))
+    store.commit()
+    fill(store)
+    write, writing, go_on = SegmentWriter.write, threading.Event(), threading.Event()
+
+    def slow(*args):
+        writing.set()
+        assert go_on.wait(PATIENCE)
+        return write(*args)
+
+    monkeypatch.setattr(SegmentWriter, "write", slow)
+    sampler.set_priorities(ids[:4000], np.full(4000, 7.0))
+    thread, raised = in_thread(store.seal)
+    assert writing.wait(PATIENCE)
+    again = PrioritizedSampler(store, resume=True)
+    go_on.set()
+    thread.join(PATIENCE)
+    assert raised == []
+    again.set_priorities(ids[-5:], np.full(5, 3.0))
+    store.commit()
+    assert store.verify() == []
+    assert again.priorities_of(ids).tolist() == [1.0] * (len(ids) - 5) + [3.0] * 5
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_step_whose_segment_another_thread_seals_at_once(make_store, monkeypatch, whole):
+    """It was kept, and ended in an IndexError."""
+    store = make_store(segment_steps=16)
+    writer = store.writer("a")
+    full = writer._commit_if_full
+
+    def meanwhile():
+        thread, raised = in_thread(store.commit)
+        thread.join(PATIENCE)
+        assert raised == []
+        full()
+
+    if not whole:
+        writer.reset(SEEN)
+        for _ in range(14):
+            writer.step(0, 0.0, False, False, SEEN)
+    monkeypatch.setattr(writer, "_commit_if_full", meanwhile)
+    if whole:
+        none = np.zeros(15, np.bool_)
+        assert (
+            len(writer.write_episode(np.zeros((16, 3), np.float32), np.zeros(15, np.int64), np.zeros(15), none, none))
+            == 15
+        )
+    else:
+        assert writer.step(0, 5.0, True, False, SEEN) == 14
+    assert len(store) == 15
+
+
+def test_an_index_that_is_read_past_its_closing_is_opened_as_the_next_handle_needs_it(make_store, monkeypatch):
+    """It stayed as it was: commits of a store that had become "power" were not synced."""
+    monkeypatch.setattr(sharing, "PATIENCE_S", 0.1)
+    store = make_store(durability="process")
+    fill(store)
+    store.commit()
+    index, inside, out = store._index, threading.Event(), threading.Event()
+
+    def read():
+        with index.read():
+            inside.set()
+            out.wait(PATIENCE)
+
+    thread, _ = in_thread(read)
+    assert inside.wait(PATIENCE)
+    store.close()
+    opening, raised = in_thread(lambda: ReplayStore.open(store.path, mode="a", durability="power").close())
+    time.sleep(0.2)
+    out.set()
+    thread.join(PATIENCE)
+    opening.join(PATIENCE)
+    assert raised == []
+    with ReplayStore.open(store.path, mode="a") as again:
+        assert again.durability == "power"
+        assert again._index._environment._lmdb.flags()["sync"]
+
+
+def test_an_index_that_was_closed_is_not_opened_again_by_who_still_has_it(make_store):
+    """After a commit that failed it was, outside the list of open ones, and every new handle was refused."""
+    store = make_store()
+    fill(store)
+    environment = store._index._environment
+    with failing(counts=False), pytest.raises(ReplayError):
+        store.commit()
+    store.close()
+    with pytest.raises(ReplayError, match="closed"), environment.transaction(write=False):
+        pass
+    with ReplayStore.open(store.path) as again:
+        assert len(again) == 50
+
+
+@pytest.mark.parametrize("how", ["seal", "step", "episode"])
+def test_no_memory_for_another_segment(make_store, monkeypatch, how):
+    """Whatever was not committed, of all streams, was lost."""
+    store = make_store(segment_steps=16)
+    fill(store, episodes=1, stream="b")
+    store.commit()
+    fill(store, episodes=1, stream="b", length=3)
+    writer = store.writer("a")
+    writer.reset(SEEN)
+    for _ in range(15):
+        writer.step(0, 0.0, False, False, SEEN)
+    with monkeypatch.context() as patch:
+        patch.setattr("diskreplay.storage.engine.Tail", mock.Mock(side_effect=MemoryError))
+        none = np.zeros(40, np.bool_)
+        with pytest.raises(MemoryError):
+            {
+                "seal": store.seal,
+                "step": lambda: writer.step(0, 0.0, False, False, SEEN),
+                "episode": lambda: writer.write_episode(
+                    np.zeros((41, 3), np.float32), np.zeros(40, np.int64), np.zeros(40), none, none
+                ),
+            }[how]()
+    store.commit()
+    assert len(store) == 10 + 3 + 15
+    writer.reset(SEEN)
+    writer.step(0, 1.0, True, False, SEEN)
+    store.seal()
+    assert store.verify() == []

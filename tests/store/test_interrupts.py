@@ -1,0 +1,170 @@
+"""Ctrl-C at one moment, each of which once left something: CPython takes it when a function begins or a C call ends."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import threading
+from itertools import count
+
+import numpy as np
+import pytest
+
+from diskreplay import PrioritizedSampler, ReplayError, ReplayStore
+from tests.conftest import failing, fill
+
+PATIENCE = 20
+
+
+@contextlib.contextmanager
+def interrupted(event, within, called=None, nth=1):
+    """Have what is done within interrupted the nth time that a function begins, or that one which it called ends.
+
+    A function is named as its code is, or by the module that it is in: then all of it.
+    """
+    left = nth
+
+    def see(frame, what, arg):
+        nonlocal left
+        here = frame.f_code.co_qualname == within or frame.f_code.co_filename.endswith(within)
+        if what == event and here and called in (None, getattr(arg, "__name__", None)):
+            left -= 1
+            if not left:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    sys.setprofile(see)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+    finally:
+        sys.setprofile(None)
+    assert left <= 0, "there was no such moment"
+
+
+def in_time(function):
+    """Call it in a thread, and return what it returns, unless it waits for ever."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert found, "it hangs"
+    return found[0]
+
+
+def with_priorities(store, length=60, episodes=40):
+    """Fill a store; return a sampler whose priorities are committed, and the step ids."""
+    ids = fill(store, episodes=episodes, length=length)
+    sampler = PrioritizedSampler(store, seed=0)
+    sampler.set_priorities(ids, np.ones(len(ids)))
+    store.commit()
+    return sampler, ids
+
+
+@pytest.mark.parametrize("called", ["items", "len"])
+def test_what_was_committed_but_not_heard_of_is_not_deleted(make_store, called):
+    """The next commit joined the record before the last one, and took away what lay between."""
+    store = make_store(segment_steps=4096)
+    sampler, ids = with_priorities(store)
+    sampler.set_priorities(ids[10:13], [3.0, 3.0, 3.0])
+    store.commit()
+    sampler.set_priorities(ids[:3], [5.0, 5.0, 5.0])
+    with interrupted("c_return", "Changes.committed", called):
+        store.commit()
+    sampler.set_priorities(ids[100:101], [2.0])
+    store.commit()
+    assert store.verify() == []
+    with ReplayStore.open(store.path) as again:
+        found = PrioritizedSampler(again, resume=True).priorities_of(ids[[0, 1, 2, 10, 11, 100]])
+    assert found.tolist() == [5.0, 5.0, 5.0, 3.0, 3.0, 2.0]
+
+
+def test_priorities_forgotten_in_part(make_store):
+    """The sampler went on with what was left, and said nothing."""
+    store = make_store(segment_steps=16)
+    sampler, ids = with_priorities(store, length=7, episodes=10)
+    sampler.set_priorities(ids, np.full(len(ids), 4.0))
+    store.commit()
+    with interrupted("call", "SegmentPriorities._clear", nth=3):
+        sampler.forget_priorities()
+    for refused in (lambda: sampler.draw(8), lambda: sampler.set_priorities(ids[:1], [2.0]), sampler.forget_priorities):
+        with pytest.raises(ReplayError, match="interrupted half-way"):
+            refused()
+    again = PrioritizedSampler(store, resume=True)
+    store.commit()
+    assert store.verify() == []
+    assert (again.priorities_of(ids) == 4.0).all()
+
+
+@pytest.mark.parametrize("event", ["call", "c_return"])
+@pytest.mark.parametrize("module", ["segment_priorities.py", "sum_tree.py"])
+def test_a_block_that_was_being_loaded_is_loaded_again(make_store, event, module):
+    """It counted as loaded before its priorities were there: the next commit wrote zeros in their place."""
+    store = make_store(segment_steps=4096)
+    _, ids = with_priorities(store, length=30, episodes=10)
+    store.close()
+    expected = np.array([3.0] * 200 + [1.0] * 100)
+    for nth in count(1):
+        with ReplayStore.open(shutil.copytree(store.path, store.path.with_name(f"{nth}.replay")), mode="a") as copy:
+            sampler = PrioritizedSampler(copy, resume=True)
+            try:
+                with interrupted(event, module, nth=nth):
+                    sampler.draw(8)
+            except AssertionError:  # there was no such moment
+                break
+            sampler.set_priorities(ids[:200], np.full(200, 3.0))
+            copy.commit()
+            assert copy.verify() == []
+            assert np.array_equal(sampler.priorities_of(ids), expected)
+    assert nth > 5
+
+
+def test_a_lock_whose_release_was_interrupted_is_given_back(make_store):
+    """This process, and all others while it lived, waited for it for ever."""
+    store = make_store()
+    fill(store)
+    with interrupted("call", "FileLock.release"):
+        store.seal()
+    in_time(lambda: store.seal() or True)
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize("within", ["Gate.leave", "Visit.__exit__", "Gate.enter"])
+def test_a_thread_that_left_the_index_without_saying_so(make_store, within):
+    """After a failed commit the index could not be opened again for as long as the process lived."""
+    store = make_store()
+    fill(store)
+    store.commit()
+    with interrupted("call", within):
+        store.refresh()
+    fill(store)
+    with failing(counts=False), pytest.raises(ReplayError):
+        store.commit()
+    store.commit()
+    assert store.verify() == []
+
+
+def test_a_store_is_opened_after_a_close_that_was_interrupted(make_store):
+    """The list of open indexes stayed locked."""
+    store = make_store()
+    with interrupted("call", "_leave"):
+        store.close()
+    in_time(lambda: ReplayStore.open(store.path).close() or True)
+    store.close()
+
+
+def test_closing_again_does_what_an_interrupted_close_did_not(make_store):
+    """Streams and store stayed locked until the process ended."""
+    store = make_store()
+    ids = fill(store)
+    store.commit()
+    store.writer("b")
+    with interrupted("call", "Engine.close"):
+        store.close()
+    with pytest.raises(ReplayError, match="closed"):
+        store.writer("a")
+    store.close()
+    with ReplayStore.open(store.path, mode="a", durability="process") as again, again.writer("b"):
+        assert len(again) == len(ids)
+        assert again.verify() == []
