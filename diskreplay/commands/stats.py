@@ -33,6 +33,8 @@ def stats(store: Path, as_json: bool, plot: Path | None) -> None:
     from diskreplay.report import plot_stats, stats_table
     from diskreplay.store import ReplayStore
 
+    if plot is not None and plot.resolve().is_relative_to(store.resolve()):
+        raise click.UsageError(f"--plot {plot} is inside the store; choose a file outside.")
     with ReplayStore.open(store) as opened:
         summary = opened.stats().to_json()
         if as_json:

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diskreplay.errors import CorruptStoreError
+from diskreplay.errors import ReplayError
 from diskreplay.experience import Batch
 from diskreplay.loading.pipeline import Pipeline, Planner
 from diskreplay.loading.tensors import Buffers, to_device, to_tensors
@@ -167,8 +166,8 @@ class ReplayLoader(DataLoader[Any]):
                 except (ConnectionError, EOFError) as err:  # torch has words of its own only for one that is idle
                     raise RuntimeError("a worker process of the loader died while it handed a batch over") from err
                 draw, _ = plans.drawn[0]
-                if isinstance(batch, _Damaged):
-                    batch = self._read_again(draw, batch)
+                if isinstance(batch, _Unread):
+                    batch = self._read_again(draw)
                 sampler.delivered(draw)
                 plans.drawn.popleft()
                 batch = batch if self.device.type == "cpu" else to_device(batch, self.device)
@@ -186,21 +185,16 @@ class ReplayLoader(DataLoader[Any]):
             plans.drawn.clear()
             plans.failed.clear()
 
-    def _read_again(self, draw: Draw, damaged: _Damaged) -> Batch:
-        """Read a batch here in which a worker process met damage, the damaged segment left out."""
+    def _read_again(self, draw: Draw) -> Batch:
+        """Read a batch here that a worker process could not read: only what this process finds damaged is left out."""
         planner = self._planner
-        planner.skip(CorruptStoreError(damaged.message, segment=damaged.segment))
         draw, plan = planner.plan(draw)
         draw, plan, fetched = planner.fetch(draw, plan, Buffers(0))
         return to_tensors(assemble(self.replay_sampler.store.spec, plan, fetched, draw.weight))
 
 
-@dataclass(frozen=True)
-class _Damaged:
-    """What a worker process returns for a batch in which it met damage."""
-
-    message: str
-    segment: int | None
+class _Unread:
+    """What a worker process returns for a batch that it could not read, whatever the reason."""
 
 
 class _Plans:
@@ -234,16 +228,17 @@ class _PlanReader(Dataset[Any]):
         self.spec = spec
         self._files: FileCache | None = None
 
-    def __getitem__(self, item: tuple[WindowPlan, Any]) -> Batch | _Damaged:
+    def __getitem__(self, item: tuple[WindowPlan, Any]) -> Batch | _Unread:
         if self._files is None:
             self._files = FileCache()
         plan, weight = item
         try:
             here = plan.resolved(self._files)
             batch = to_tensors(assemble(self.spec, here, here.fetch(), weight))
-        except CorruptStoreError as err:
-            return _Damaged(str(err), err.segment)
-        self._files.trim()
+        except ReplayError:
+            return _Unread()
+        finally:
+            self._files.trim()
         return batch
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator
 
     from matplotlib.axes import Axes
@@ -58,8 +59,21 @@ def plot_stats(store: ReplayStore, file: str | os.PathLike[str]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(13, 7.5), layout="constrained", dpi=110)
     draw_stats(store, figure)
-    figure.savefig(file, format="png")
+    _save(figure, file)
     return file
+
+
+def _save(figure: Figure, file: Path) -> None:
+    """Write a picture beside what is there, and put it in its place: what is linked to that stays as it is."""
+    if file.exists() and not file.is_file():
+        figure.savefig(file, format="png")  # a pipe, say
+        return
+    partial_file = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        figure.savefig(partial_file, format="png")
+        partial_file.replace(file)
+    finally:
+        partial_file.unlink(missing_ok=True)
 
 
 def draw_stats(store: ReplayStore, figure: Figure) -> None:
@@ -145,7 +159,7 @@ def _priorities(store: ReplayStore) -> Iterator[NDArray[Any]]:
 
 def _entry_blocks(store: ReplayStore, field: str, entry: int) -> Iterator[NDArray[Any]]:
     for block in store.column(field):
-        yield block.reshape(len(block), -1)[:, entry]
+        yield block.reshape(len(block), math.prod(block.shape[1:]))[:, entry]
 
 
 def _discrete_edges(leaf: ArraySpec) -> NDArray[np.float64]:

@@ -180,6 +180,7 @@ class Sampler(ABC):
             if self._drawn_before:
                 draw = self._drawn_before.popleft()
                 if len(draw.step_ids) != batch_size:
+                    self.batches_delivered += 1 + len(self._drawn_before)  # as good as: they are not on their way
                     self._drawn_before.clear()
                     draw = None
                 else:
@@ -281,10 +282,10 @@ class Sampler(ABC):
             self.serve()
             try:
                 self._check_kind(state["kind"])
-                self._random.bit_generator.state = state["random"]
-                self.batches = int(state["batches"])
-                self._drawn_before = deque(Draw.from_json(draw) for draw in state["in_flight"])
-                self.batches_delivered = self.batches - len(self._drawn_before)
+                batches, before = int(state["batches"]), deque(Draw.from_json(draw) for draw in state["in_flight"])
+                self._random.bit_generator.state = state["random"]  # which refuses what is none
+                self.batches, self._drawn_before = batches, before
+                self.batches_delivered = batches - len(before)
             except SpecMismatchError:
                 raise
             except (KeyError, TypeError, ValueError, OverflowError) as err:

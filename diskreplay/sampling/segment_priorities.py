@@ -368,7 +368,11 @@ class SegmentPriorities:
         if not self._rescaling:
             return
         blocks, _ = self._blocks_of(np.flatnonzero(self.segment >= 0))
-        self.load(blocks)
+        try:
+            self.load(blocks)
+        except ValueError as err:
+            what = f"{self.access.path}: sampler {self.name!r}: a priority to the power of alpha={self.alpha}: {err}"
+            raise ReplayError(what, path=self.access.path, hint="Take a smaller alpha.") from err
         self._changes.whole[blocks] = True
         self._rescaling = False
 

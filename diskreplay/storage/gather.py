@@ -15,8 +15,9 @@ import google_crc32c
 import numpy as np
 from numcodecs import Blosc, Zstd
 
-from diskreplay.errors import CorruptStoreError
+from diskreplay.errors import CorruptStoreError, ReplayError
 from diskreplay.storage import kernels, layout, native, planning_kernels
+from diskreplay.storage.durable import disk_error
 from diskreplay.storage.encoding_kernels import most_bytes
 from diskreplay.storage.streaming_kernels import PAST_BYTES
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from diskreplay.storage.fields import Coding, Field
 
 FEW_BYTES = 1 << 16
+AGAIN = 3
 _REASONS = {
     kernels.SHORT: "is cut off",
     kernels.DAMAGED: "is damaged (checksum)",
@@ -108,26 +110,38 @@ class Pieces:
 
         Raises:
             CorruptStoreError: If a chunk is short, does not match its checksum or cannot be decoded.
+            ReplayError: If the system cannot read it, asked again: that says nothing of what the file holds.
         """
         geometry = self.geometry
         if out is None:
             out = np.empty((*self.leading, *geometry.shape), geometry.dtype)
         flat = out.reshape(-1).view(np.uint8)
-        status = (gather_compiled if native.AVAILABLE else gather_python)(self, flat)
+        gather = gather_compiled if native.AVAILABLE else gather_python
+        status = gather(self, flat)
+        for _ in range(AGAIN):
+            if status < 0 or status % kernels.REASONS != kernels.FAILED:
+                break
+            self._read_once(status // kernels.REASONS)
+            status = gather(self, flat)
         if status >= 0:
-            position, reason = divmod(status, 4)
-            fd = int(self.fd[position])
-            path = os.readlink(f"/proc/self/fd/{fd}") if os.path.isdir("/proc/self/fd") else f"fd {fd}"  # noqa: PTH112, PTH115
+            position, reason = divmod(status, kernels.REASONS)
+            path = _path_of(int(self.fd[position]))
             segment = layout.shard_segment(path)
-            raise CorruptStoreError(
-                f"segment {segment}, field {geometry.name}: {path}: the chunk at byte {int(self.offset[position])} "
-                f"{_REASONS[reason]}",
-                path=path,
-                segment=segment,
-            )
+            what = f"segment {segment}, field {geometry.name}: {path}: the chunk at byte {int(self.offset[position])}"
+            if reason == kernels.FAILED:
+                raise ReplayError(f"{what} cannot be read now", path=path)
+            raise CorruptStoreError(f"{what} {_REASONS[reason]}", path=path, segment=segment)
         if self.inline_at is not None:
             out.reshape(-1, *geometry.shape)[self.inline_at] = self.inline
         return out
+
+    def _read_once(self, position: int) -> None:
+        """Read a chunk that the system did not read a moment ago: what is wrong with it is known then."""
+        fd = int(self.fd[position])
+        try:
+            os.pread(fd, int(self.length[position]), int(self.offset[position]))
+        except OSError as err:
+            raise disk_error(err, _path_of(fd)) from err
 
     def portable(self) -> tuple[Pieces, list[tuple[str, str]]]:
         """Return the pieces for another process: files by number, rows in memory as data.
@@ -183,6 +197,10 @@ class Taken:
     def resolved(self, fds: Sequence[int]) -> Taken:  # noqa: ARG002  as of Pieces
         """Return them: they need no files."""
         return self
+
+
+def _path_of(fd: int) -> str:
+    return os.readlink(f"/proc/self/fd/{fd}") if os.path.isdir("/proc/self/fd") else f"fd {fd}"  # noqa: PTH112, PTH115
 
 
 def are_few(rows: int, row_bytes: int) -> bool:
@@ -253,22 +271,32 @@ def gather_python(pieces: Pieces, out: NDArray[np.uint8]) -> int:
         if key not in held:
             length = int(pieces.length[i])
             if length > geometry.longest:
-                return i * 4 + kernels.DAMAGED
-            data = ctypes.string_at(-address, length) if address else os.pread(key[0], length, key[1])
-            if address and google_crc32c.value(data[:-4]) != int(pieces.check[i]):  # a map that failed
-                data = os.pread(key[0], length, key[1])
+                return i * kernels.REASONS + kernels.DAMAGED
+            try:
+                data = _read(*key, length, address, int(pieces.check[i]))
+            except OSError:
+                return i * kernels.REASONS + kernels.FAILED
             if len(data) < length:
-                return i * 4 + kernels.SHORT
+                return i * kernels.REASONS + kernels.SHORT
             if google_crc32c.value(data[:-4]) != int(pieces.check[i]):
-                return i * 4 + kernels.DAMAGED
+                return i * kernels.REASONS + kernels.DAMAGED
             try:
                 chunk = _decode(geometry, data[:-4])
             except (RuntimeError, ValueError):
-                return i * 4 + kernels.UNDECODABLE
+                return i * kernels.REASONS + kernels.UNDECODABLE
             held = {**dict(list(held.items())[-1:]), key: chunk}
         start = int(pieces.inner[i]) * size
         target[:] = np.frombuffer(held[key], np.uint8, size, start)
     return -1
+
+
+def _read(fd: int, offset: int, length: int, address: int, check: int) -> bytes:
+    """Return a chunk out of a map or of memory, at minus the address, or out of the file."""
+    if address:
+        data = ctypes.string_at(-address, length)
+        if google_crc32c.value(data[:-4]) == check:  # else the map failed
+            return data
+    return os.pread(fd, length, offset)
 
 
 def _decode(geometry: Geometry, data: bytes) -> bytes:

@@ -16,7 +16,8 @@ from diskreplay.storage.streaming_kernels import ask_for, fence, stream
 
 CODEC_NONE, CODEC_ZSTD, CODEC_LZ4 = 0, 1, 2
 CODECS = {"none": CODEC_NONE, "zstd": CODEC_ZSTD, "lz4": CODEC_LZ4, "lz4hc": CODEC_LZ4}
-SHORT, DAMAGED, UNDECODABLE = 1, 2, 3
+SHORT, DAMAGED, UNDECODABLE, FAILED = 1, 2, 3, 4
+REASONS = 8
 WILLNEED = 3
 SOON = 4  # rows
 BLOSC_LZ4, BLOSC_UNUSUAL = 1, 0b111  # format; shuffled by byte or bit, or a copy
@@ -43,14 +44,14 @@ def announce(fds, offsets, lengths, addresses, codec):
 
 @njit(nogil=True, cache=True)
 def _read(fd, address, length, offset):
-    """Read so many bytes of a file to an address; return whether they are all there."""
+    """Read so many bytes of a file to an address; return 0, SHORT, or FAILED if the system could not read it."""
     done = np.int64(0)
     while done < length:
         got = native.pread(fd, address + np.uint64(done), np.uint64(length - done), offset + done)
         if got <= 0:
-            return False
+            return SHORT if got == 0 else FAILED
         done += got
-    return True
+    return 0
 
 
 @njit(nogil=True, cache=True)
@@ -60,14 +61,15 @@ def _take(fd, address, source, length, offset, check):
     What a map does not give reads as zeros (mapping.py). Then pread is asked, and says what is wrong, if anything.
 
     Returns:
-        0, SHORT or DAMAGED.
+        0, SHORT, DAMAGED or FAILED.
     """
     if source != 0:
         native.memcpy(address, source, np.uint64(length))
         if native.crc32c_extend(np.uint32(0), address, np.uint64(length)) == check:
             return 0
-    if not _read(fd, address, length, offset):
-        return SHORT
+    status = _read(fd, address, length, offset)
+    if status != 0:
+        return status
     return 0 if native.crc32c_extend(np.uint32(0), address, np.uint64(length)) == check else DAMAGED
 
 
@@ -83,7 +85,7 @@ def _decode_lz4(source, body, place, chunk_bytes, wanted):
     Returns:
         How many bytes of the chunk are there, at least `wanted`; 0 if it cannot be decoded.
     """
-    if body < 20:
+    if body < 16:
         return 0
     raw = carray(pointer(source), (body,), np.uint8)
     if u32(raw, 4) != chunk_bytes or u32(raw, 12) != body:
@@ -183,7 +185,7 @@ def gather(
         past: Whether rows are copied past the caches.
 
     Returns:
-        -1, or position * 4 + SHORT, DAMAGED or UNDECODABLE.
+        -1, or position * REASONS + SHORT, DAMAGED, UNDECODABLE or FAILED.
     """
     raw_address = np.uint64(raw.ctypes.data)
     decoded_address = np.uint64(decoded.ctypes.data)
@@ -219,7 +221,7 @@ def gather(
             here = past and mapped != 0  # or checked first, in a cache: bytes of a map may change until they are copied
             status = _take(fds[i], decoded_address if here else target, mapped, chunk_bytes, offsets[i], checks[i])
             if status != 0:
-                return i * 4 + status
+                return i * REASONS + status
             if here:
                 stream(target, decoded_address, size)
             i += 1
@@ -243,15 +245,15 @@ def gather(
             place = decoded_address + np.uint64(held * chunk_bytes)
             source = place if codec == CODEC_NONE else raw_address
             if body > len(raw):
-                return i * 4 + DAMAGED
+                return i * REASONS + DAMAGED
             if codec == CODEC_NONE and body != chunk_bytes:
-                return i * 4 + UNDECODABLE
+                return i * REASONS + UNDECODABLE
             if addresses[i] < ZERO and mapped == 0:
                 source = np.uint64(-addresses[i])
             else:
                 status = _take(fds[i], source, mapped, body, offsets[i], checks[i])
                 if status != 0:
-                    return i * 4 + status
+                    return i * REASONS + status
             held_bytes[held] = chunk_bytes
             if codec == CODEC_ZSTD:
                 got_bytes = native.zstd_decompress(
@@ -262,11 +264,11 @@ def gather(
                     np.uint64(body),
                 )
                 if got_bytes != np.uint64(chunk_bytes):
-                    return i * 4 + UNDECODABLE
+                    return i * REASONS + UNDECODABLE
             elif codec == CODEC_LZ4:
                 held_bytes[held] = _decode_lz4(source, body, place, chunk_bytes, wanted)
                 if held_bytes[held] == 0:
-                    return i * 4 + UNDECODABLE
+                    return i * REASONS + UNDECODABLE
             held_fd[held] = fds[i]
             held_offset[held] = offsets[i]
         source = decoded_address + np.uint64(held * chunk_bytes) + np.uint64(inners[i]) * size

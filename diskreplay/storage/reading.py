@@ -6,15 +6,18 @@ process, which then needs neither the index nor the store.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.experience.n_step import n_step_return
-from diskreplay.storage import layout, planning_kernels
+from diskreplay.storage import planning_kernels
+from diskreplay.storage.durable import disk_error
 from diskreplay.storage.gather import Geometry, Pieces, Taken, take
 from diskreplay.storage.regular import open_regular
 
@@ -331,6 +334,15 @@ class Reader:
         return known[1]
 
 
+def _is_shard(fd: int, name: str) -> bool:
+    """Return whether an open file is the shard of this name, perhaps unlinked meanwhile, or moved with its store."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(name))  # noqa: PTH116
+    except FileNotFoundError:
+        found = os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")  # noqa: PTH115
+        return Path(found).parts[-2:] == Path(name).parts[-2:]
+
+
 class FileCache:
     """Open files by path, for a worker process that executes portable plans."""
 
@@ -346,23 +358,27 @@ class FileCache:
             source: Where the process that made the plan has it open.
 
         Raises:
-            CorruptStoreError: If the file is gone.
+            ReplayError: If it cannot be opened; whether it is damaged the process that made the plan has to find out.
         """
         if not name:
             return -1
         fd = self._fds.pop(name, -1)
         if fd < 0:
             try:
-                fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                try:
-                    fd = open_regular(name)
-                except OSError as err:
-                    segment = layout.shard_segment(name)
-                    what = f"segment {segment}: {name}: {err.strerror}"
-                    raise CorruptStoreError(what, path=name, segment=segment) from err
+                fd = self._open(name, source)
+            except OSError as err:
+                self.most = min(self.most, max(1, len(self._fds) // 2))  # perhaps there are too many
+                raise disk_error(err, name) from err
         self._fds[name] = fd
         return fd
+
+    def _open(self, name: str, source: str) -> int:
+        with contextlib.suppress(OSError):
+            fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+            if _is_shard(fd, name):
+                return fd
+            os.close(fd)  # of a plan that was given up: by now that process has another file open there
+        return open_regular(name)
 
     def trim(self) -> None:
         """Close the files used longest ago, between two plans."""

@@ -33,6 +33,20 @@ def test_stats_plots_into_a_file(cli, store, tmp_path):
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_plot_is_never_written_over_the_store(cli, store, tmp_path):
+    """It was, over a shard, and with it over that shard's backups, which are links."""
+    shard = next(store.glob("steps/observation/c*0*"))
+    kept = tmp_path / "backup"
+    kept.hardlink_to(shard)
+    data = shard.read_bytes()
+    result = cli("stats", store, "--plot", shard)
+    assert result.exit_code == 2
+    assert "inside the store" in result.stderr
+    assert cli("stats", store, "--plot", kept).exit_code == 0
+    assert shard.read_bytes() == data
+    assert kept.read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_path_that_is_no_store(cli, check_error, tmp_path):
     check_error(cli("stats", tmp_path / "none"), tmp_path / "none")
     (tmp_path / "file").write_text("hello")

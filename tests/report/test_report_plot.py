@@ -56,6 +56,19 @@ def test_histograms_count_everything(tmp_path):
         assert [bar.get_x() + bar.get_width() / 2 for bar in axes["actions"].patches] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("length", [0, 16])
+def test_a_segment_without_a_complete_row(tmp_path, length):
+    """It holds an episode's last observation, or its first."""
+    with ReplayStore.create(tmp_path / "s", StepSpec.from_spaces(OBSERVATION, Discrete(3)), segment_steps=16) as store:
+        writer = store.writer()
+        writer.reset(np.zeros(2, np.float32))
+        for t in range(length):
+            writer.step(0, 1.0, t == 15, False, np.zeros(2, np.float32))
+        store.commit()
+        store.stats()
+        assert sum(bar.get_height() for bar in draw(store)["actions"].patches) == length
+
+
 def test_missing_things_are_said(tmp_path):
     with make_store(tmp_path / "s") as store:
         assert texts(draw(store)["priority"]) == ["no priorities yet"]

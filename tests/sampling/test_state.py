@@ -8,6 +8,7 @@ import pytest
 from diskreplay import (
     NotEnoughStepsError,
     PrioritizedSampler,
+    ReplayError,
     ReplayLoader,
     ReplayStore,
     SpecMismatchError,
@@ -200,3 +201,38 @@ def test_another_kind_of_sampler_leaves_the_state_alone(make_store, resume):
     assert list(store.verify()) == []
     with pytest.raises(SpecMismatchError, match="not a sampler"):
         PrioritizedSampler(store).load_state_dict({**before, "batches": float("inf")})
+
+
+@pytest.mark.parametrize("kind", [UniformSampler, PrioritizedSampler])
+def test_batches_that_do_not_fit_a_new_size_count_as_delivered(make_store, kind):
+    """Else a run that is resumed later asks for its batches at other moments than one that was not."""
+    store = make_store()
+    fill(store)
+    sampler = kind(store, seed=0)
+    waiting = [sampler.draw_ahead(8) for _ in range(3)]
+    sampler.recall(waiting)
+    sampler.draw_ahead(4)
+    assert sampler.batches_delivered == sampler.batches - 1
+
+
+def test_a_state_that_is_refused_changes_nothing(make_store):
+    store = make_store()
+    fill(store)
+    sampler, twin = UniformSampler(store, seed=0), UniformSampler(store, seed=0, name="twin")
+    state = UniformSampler(store, seed=9, name="third").state_dict()
+    with pytest.raises(SpecMismatchError):
+        sampler.load_state_dict({**state, "batches": 77, "in_flight": [["", "", "nonsense"]]})
+    assert sampler.batches == 0
+    assert np.array_equal(sampler.draw(16).step_ids, twin.draw(16).step_ids)
+
+
+def test_an_alpha_that_no_leaf_can_hold(make_store):
+    """It was a ValueError that named neither store nor alpha."""
+    store = make_store()
+    ids = fill(store)
+    sampler = PrioritizedSampler(store, alpha=1.0, seed=0)
+    sampler.set_priorities(ids, np.full(len(ids), 1e20))
+    store.commit()
+    with pytest.raises(ReplayError, match="alpha=4"):
+        PrioritizedSampler(store, alpha=4.0, resume=True)
+    assert (PrioritizedSampler(store, alpha=1.0, resume=True).priorities_of(ids) == np.float32(1e20)).all()
