@@ -17,6 +17,7 @@ from diskreplay.errors import ReplayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
     from types import FrameType, TracebackType
 
     Function = TypeVar("Function", bound=Callable[..., Any])
@@ -46,6 +47,12 @@ class CommandGroup(click.Group):
             if type(err).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(err):
                 raise
             _fail_for_memory()  # torch's ways to say so
+
+
+def require_outside(store: Path, option: str, given: Path, kind: str) -> None:
+    """Refuse to write a file or folder that an option names into the store."""
+    if given.resolve().is_relative_to(store.resolve()):
+        raise click.UsageError(f"{option} {given} is inside the store; choose a {kind} outside.")
 
 
 def print_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:

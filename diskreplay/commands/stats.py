@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from diskreplay.commands.output import emit_json, emit_text, json_option, note
+from diskreplay.commands.output import emit_json, emit_text, json_option, note, require_outside
 
 
 @click.command()
@@ -33,8 +33,8 @@ def stats(store: Path, as_json: bool, plot: Path | None) -> None:
     from diskreplay.report import plot_stats, stats_table
     from diskreplay.store import ReplayStore
 
-    if plot is not None and plot.resolve().is_relative_to(store.resolve()):
-        raise click.UsageError(f"--plot {plot} is inside the store; choose a file outside.")
+    if plot is not None:
+        require_outside(store, "--plot", plot, "file")
     with ReplayStore.open(store) as opened:
         summary = opened.stats().to_json()
         if as_json:

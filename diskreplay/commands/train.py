@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diskreplay.commands.output import EXIT_ERROR, emit_json, emit_text, json_option, note, quiet_option
+from diskreplay.commands.output import (
+    EXIT_ERROR,
+    emit_json,
+    emit_text,
+    json_option,
+    note,
+    quiet_option,
+    require_outside,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +152,7 @@ def train(
     elif eval_env is not None:
         make_env(eval_env).close()  # says what is wrong with it before the first update
         given["eval_env"] = eval_env
-    _check_out(store, out)
+    require_outside(store, "--out", out, "folder")
     with ReplayStore.open(store, mode="a") as opened:
         report = learn(
             opened,
@@ -180,12 +188,6 @@ def _config(store: ReplayStore, given: dict[str, Any], resumed: Path | None) -> 
         return found.config_with(chosen, path)
     except ValueError as err:
         raise click.UsageError(str(err)) from err
-
-
-def _check_out(store: Path, out: Path) -> None:
-    """Refuse to write a run into the store."""
-    if out.resolve().is_relative_to(store.resolve()):
-        raise click.UsageError(f"--out {out} is inside the store; choose a folder outside.")
 
 
 def _summary(report: TrainReport, out: Path) -> str:

@@ -260,7 +260,9 @@ class Engine:
 
         One block at a time, however many streams there are: their threads would take the cores from the writers.
         """
-        tail = stream.tails[-1]
+        tail = stream.open_tail
+        if tail is None:  # another thread has sealed them
+            return
         if tail.ahead is None and self.codings:
             tail.ahead = Ahead(tail, self.fields, self.codings)
         if tail.ahead is None or tail.closed or not tail.ahead.due(tail.rows):

@@ -49,7 +49,6 @@ class FileLock:
     path: Path
     what: str
     _fd: int = -1
-    _pid: int = -1
 
     def acquire(self, *, wait: bool = False, shared: bool = False) -> FileLock:
         """Take the lock.
@@ -58,8 +57,7 @@ class FileLock:
             StoreLockedError: If another holder is in the way; the message names who.
         """
         with _opening:  # no fork in between: the child would keep a file that it does not know of
-            self._fd, self._pid = self._open(shared=shared), os.getpid()
-            fd = self._fd
+            self._fd = fd = self._open(shared=shared)
             _held.add(self)
         try:
             self._lock(fd, wait=wait, shared=shared)
@@ -90,10 +88,7 @@ class FileLock:
             os.close(fd)
 
     def __del__(self) -> None:
-        if self._pid == os.getpid():
-            self.release()
-        else:
-            self.let_go()
+        self.release()  # in a forked child nothing is held any more
 
     def __enter__(self) -> Self:
         if self._fd < 0:

@@ -221,8 +221,7 @@ class StreamWriter:
 
     def _commit_if_full(self) -> None:
         with self._engine.lock:
-            if self._stream.tails:  # else another thread has sealed them
-                self._engine.encode_ahead(self._stream)
+            self._engine.encode_ahead(self._stream)
             full = any(tail.full for tail in self._stream.tails)
         if full:
             self._store.commit()

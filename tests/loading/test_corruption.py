@@ -16,19 +16,8 @@ from diskreplay import (
     ReplayStore,
     UniformSampler,
 )
-from tests.conftest import fill
 
 S = 16
-
-
-@pytest.fixture
-def store(make_store):
-    """Return an open store of sealed segments and a tail, one stream, episodes of 10 steps; closed at the end."""
-    store = make_store(segment_steps=S)
-    fill(store, episodes=20, length=10)
-    store.commit()
-    yield store
-    store.close()
 
 
 def shards(path, segment):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -16,15 +17,6 @@ from diskreplay.storage.reading import FileCache
 from tests.conftest import fill
 
 STEPS = 16
-
-
-@pytest.fixture
-def store(make_store):
-    """Return an open store of 20 sealed segments."""
-    store = make_store(segment_steps=STEPS)
-    fill(store, episodes=20, length=15)
-    store.commit()
-    return store
 
 
 def failing_gather(times):
@@ -85,30 +77,12 @@ def _places(store):
 def test_a_worker_without_files_leaves_nothing_out(store):
     """It may open none: the main process reads, and finds nothing wrong."""
     few = mock.patch.object(FileCache, "_open", side_effect=OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
-    with few, ReplayLoaderOf(store) as loader:
+    options = {"num_workers": 1, "multiprocessing_context": "fork", "on_corruption": "skip"}
+    with few, contextlib.closing(ReplayLoader(UniformSampler(store, seed=0), batch_size=32, **options)) as loader:
         got = [batch for batch, _ in zip(loader, range(10), strict=False)]
     assert len(got) == 10
     assert loader.skipped == {}
-    assert len(store) == 300
-
-
-class ReplayLoaderOf:
-    """A loader with one worker process, forked as things are."""
-
-    def __init__(self, store):
-        self.loader = ReplayLoader(
-            UniformSampler(store, seed=0),
-            batch_size=32,
-            num_workers=1,
-            on_corruption="skip",
-            multiprocessing_context="fork",
-        )
-
-    def __enter__(self):
-        return self.loader
-
-    def __exit__(self, *_):
-        self.loader.close()
+    assert len(store) == 200
 
 
 def test_a_worker_takes_no_other_file_for_a_shard(store, tmp_path):

@@ -212,9 +212,8 @@ def test_a_commit_that_failed_but_counts_can_be_repeated(make_store, monkeypatch
         assert int(txn.counters()["transitions"]) == len(store) == 45
 
 
-def test_the_gate_closes_once_all_are_out():
-    """Deeper entries of those inside pass; who is inside cannot close it; who is too slow is not waited for."""
-    gate = Gate()
+def somebody_inside(gate):
+    """Return a thread that is inside, and the event upon which it goes deeper, and then out."""
     inside, out = threading.Event(), threading.Event()
 
     def visit():
@@ -227,6 +226,13 @@ def test_the_gate_closes_once_all_are_out():
     thread = threading.Thread(target=visit)
     thread.start()
     inside.wait(10)
+    return thread, out
+
+
+def test_the_gate_closes_once_all_are_out():
+    """Deeper entries of those inside pass; who is inside cannot close it; who is too slow is not waited for."""
+    gate = Gate()
+    thread, out = somebody_inside(gate)
     assert not gate.close(0.05)
     with gate.visit():
         assert not gate.close(1)
@@ -245,16 +251,7 @@ def test_the_gate_closes_once_all_are_out():
 def test_an_interrupt_while_a_gate_closes_leaves_it_open():
     """Else all other threads would wait for good."""
     gate = Gate()
-    inside, out = threading.Event(), threading.Event()
-
-    def visit():
-        with gate.visit():
-            inside.set()
-            out.wait(10)
-
-    thread = threading.Thread(target=visit)
-    thread.start()
-    inside.wait(10)
+    thread, out = somebody_inside(gate)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)

@@ -19,7 +19,6 @@ from diskreplay import (
 )
 from diskreplay.sampling.segment_priorities import Changes
 from diskreplay.storage import sharing
-from diskreplay.storage.segments import SegmentWriter
 from diskreplay.storage.table import SegmentTable
 from tests.conftest import failing, fill
 from tests.store.test_retries import say_nothing_is_wrong, sealed_though_it_failed
@@ -41,6 +40,19 @@ def in_thread(function):
     thread = threading.Thread(target=work)
     thread.start()
     return thread, raised
+
+
+def waiting_writes(store, monkeypatch):
+    """Return two events: the first says that shards wait to be written, the second lets them be."""
+    write, writing, go_on = store._engine.writer.write, threading.Event(), threading.Event()
+
+    def slow(*args):
+        writing.set()
+        assert go_on.wait(PATIENCE)
+        return write(*args)
+
+    monkeypatch.setattr(store._engine.writer, "write", slow)
+    return writing, go_on
 
 
 @pytest.mark.parametrize("ends", ["close", "episode"])
@@ -72,14 +84,7 @@ def test_a_store_that_is_closed_while_it_seals_keeps_its_streams_till_then(make_
     """The next writer's shard had the same name; it was written over."""
     store = make_store()
     fill(store, episodes=1, length=12)
-    write, writing, go_on = store._engine.writer.write, threading.Event(), threading.Event()
-
-    def slow(*args):
-        writing.set()
-        assert go_on.wait(PATIENCE)
-        return write(*args)
-
-    monkeypatch.setattr(store._engine.writer, "write", slow)
+    writing, go_on = waiting_writes(store, monkeypatch)
     sealing, raised = in_thread(store.seal)
     assert writing.wait(PATIENCE)
     closing, _ = in_thread(store.close)
@@ -275,14 +280,7 @@ def test_a_sampler_made_anew_while_shards_are_written(make_store, monkeypatch):
     sampler.set_priorities(ids, np.ones(len(ids)))
     store.commit()
     fill(store)
-    write, writing, go_on = SegmentWriter.write, threading.Event(), threading.Event()
-
-    def slow(*args):
-        writing.set()
-        assert go_on.wait(PATIENCE)
-        return write(*args)
-
-    monkeypatch.setattr(SegmentWriter, "write", slow)
+    writing, go_on = waiting_writes(store, monkeypatch)
     sampler.set_priorities(ids[:4000], np.full(4000, 7.0))
     thread, raised = in_thread(store.seal)
     assert writing.wait(PATIENCE)
@@ -315,11 +313,8 @@ def test_a_step_whose_segment_another_thread_seals_at_once(make_store, monkeypat
             writer.step(0, 0.0, False, False, SEEN)
     monkeypatch.setattr(writer, "_commit_if_full", meanwhile)
     if whole:
-        none = np.zeros(15, np.bool_)
-        assert (
-            len(writer.write_episode(np.zeros((16, 3), np.float32), np.zeros(15, np.int64), np.zeros(15), none, none))
-            == 15
-        )
+        seen, none = np.zeros((16, 3), np.float32), np.zeros(15, np.bool_)
+        assert len(writer.write_episode(seen, np.zeros(15, np.int64), np.zeros(15), none, none)) == 15
     else:
         assert writer.step(0, 5.0, True, False, SEEN) == 14
     assert len(store) == 15
