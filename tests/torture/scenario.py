@@ -433,7 +433,8 @@ class Life:
         store.pin(STREAMS[PINNED])
         self.prioritized = PrioritizedSampler(store, seed=seed, eps=0.0, resume=True)
         self.uniform = UniformSampler(store, seed=seed, resume=True)
-        self.ahead: tuple[Any, Any] | None = None
+        self.ahead: list[Any] = []
+        self.before: list[dict[str, Any]] = []
 
     def advance(self) -> None:
         """Do the next operation, or the one that failed again; where that commits, mostly more joins it."""
@@ -522,11 +523,29 @@ class Life:
                 )
 
     def _draw(self) -> None:
-        drawn = self.prioritized.draw_ahead(BATCH), self.uniform.draw_ahead(BATCH)
-        if self.ahead is not None:
-            self.prioritized.delivered(self.ahead[0])
-            self.uniform.delivered(self.ahead[1])
+        samplers = self.prioritized, self.uniform
+        self.before = []
+        self.before = [sampler.state_dict() for sampler in samplers]
+        drawn = [sampler.draw_ahead(BATCH) for sampler in samplers]
+        for sampler, draw in zip(samplers, self.ahead, strict=False):  # there is none at first
+            sampler.delivered(draw)
         self.ahead = drawn
+
+    def after_interrupt(self) -> None:
+        """Take back a draw that was interrupted: it may have been made, and nobody has it.
+
+        Raises:
+            WriterStateError: If a step was interrupted half-way: it is refused from now on, but not yet seen to be.
+        """
+        if self.undone is None:
+            return
+        op, _ = self.undone
+        self.writers[op.stream]._stream.require_whole()
+        if op.kind == "draw" and self.before:
+            for sampler, state in zip((self.prioritized, self.uniform), self.before, strict=True):
+                sampler.load_state_dict(state)
+            if self.ahead:
+                self.ahead = [sampler.draw_ahead(BATCH) for sampler in (self.prioritized, self.uniform)]
 
     def _set_priorities(self, op: Op) -> None:
         if any(row.step_id is None for row in op.rows):

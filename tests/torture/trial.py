@@ -43,15 +43,17 @@ class Job:
     Attributes:
         kind: "count", "kill", "eio", "enospc", "short", "late": the call is done, and reported as failed; or
             "interrupt".
-        at: The storage call that it happens at, from 1 on; of an interrupt the moment, 0: never, but count them.
+        at: The storage call that it happens at, from 1 on; of an interrupt which of the moments at its place.
         forever: Whether every later call fails, too.
         leave: Whether the process exits at the first error, instead of going on once the calls work again.
+        place: Of an interrupt, see `interrupt.place_of`; empty: it never comes, and the places are told.
     """
 
     kind: str = "count"
     at: int = 0
     forever: bool = False
     leave: bool = False
+    place: str = ""
     seed: int = 0
     commits: int = scenario.COMMITS
 
@@ -78,7 +80,7 @@ class Result:
         acked: The last commit that was acknowledged.
         calls: Storage calls of the whole life, counted up to where the shim was switched off.
         operations: Which they were, of a life that is only counted.
-        moments: At which an interrupt could have come, up to where it did.
+        places: Where an interrupt could have come, and how often; of a life without one.
         problems: What must not be.
     """
 
@@ -88,7 +90,7 @@ class Result:
     acked: int = 0
     calls: int = 0
     operations: list[str] = field(default_factory=list)
-    moments: int = 0
+    places: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
@@ -103,7 +105,7 @@ def live(job: Job, folder: Path) -> dict[str, Any]:
     store, ack = folder / "root" / STORE, folder / "ack"
     out: dict[str, Any] = {"errors": [], "problems": [], "went_on": ""}
     life = None
-    interrupt = Interrupt(job.at if job.kind == "interrupt" else 0)
+    interrupt = Interrupt(job.place, job.at)
     shim.restart(folder / "root", ack=ack, counter=folder / "counter", **job.options())
     try:
         with interrupt if job.kind == "interrupt" else contextlib.nullcontext():
@@ -115,7 +117,8 @@ def live(job: Job, folder: Path) -> dict[str, Any]:
         if job.leave:
             return {**out, "went_on": "left"}
     shim.restart()
-    out["moments"] = interrupt.moments
+    if job.kind == "interrupt" and not job.place:
+        out["places"] = dict(interrupt.met)
     if out["errors"] or out["problems"]:
         _go_on(job, life, folder, out)
     return out
@@ -133,9 +136,10 @@ def _go_on(job: Job, life: scenario.Life | None, folder: Path, out: dict[str, An
     """Go on after an error, the cause of which is gone: with the same handle, or if that will not do a new one."""
     store, ack = folder / "root" / STORE, folder / "ack"
     until = min(job.commits, (0 if life is None else life.model.commits) + ONWARD)
-    # A draw that was interrupted may have been one of the two; whoever does not know begins with a new handle.
-    if life is not None and not (job.kind == "interrupt" and life.undone is not None and life.undone[0].kind == "draw"):
+    if life is not None:
         try:
+            if job.kind == "interrupt":
+                life.after_interrupt()
             life.run(until)
             life.close()
         except Exception as err:  # noqa: BLE001  same
