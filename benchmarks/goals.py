@@ -54,9 +54,11 @@ def at_least(case: Case, work: str, ours: str, beside: str, measure: str, least:
     )
 
 
-def slower_below(case: Case, work: str, small: str, large: str, measure: str, most: float) -> Verdict:
+def slower_below(
+    case: Case, work: str, small: str, large: str, measure: str, most: float, *, beside: str = "diskreplay itself"
+) -> Verdict:
     """Judge how many times slower one of ours is than a smaller one."""
-    what = work, "diskreplay itself", f"below {most:g}x"
+    what = work, beside, f"below {most:g}x"
     return _by_ratio(case, what, (small, large, measure), lambda ratio: ratio < most)
 
 

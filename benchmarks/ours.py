@@ -27,6 +27,7 @@ class Loader:
         seconds: Of a run.
         warm: Read all of the store's files first.
         warm_batches: Batches before the first run.
+        memory: To keep rows in, as `ReplayStore.open` takes it.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Loader:
         batch_size: int = 256,
         prefetch: int = 8,
         warm_batches: int = 20,
+        memory: str | None = None,
     ) -> None:
+        self.memory = memory
         self.path, self.seconds, self.warm, self.prefetch = Path(store), seconds, warm, prefetch
         self.window = {"frame_stack": frame_stack, "n_step": 1}
         self.batch_size, self.warm_batches = batch_size, warm_batches
@@ -49,7 +52,7 @@ class Loader:
         if self.warm:
             for path in (path for path in self.path.rglob("*") if path.is_file()):
                 path.read_bytes()
-        self.store = ReplayStore.open(self.path)
+        self.store = ReplayStore.open(self.path, memory=self.memory)
         self.sampler = PrioritizedSampler(self.store, seed=0)
         self.errors = np.random.default_rng(0).random(self.batch_size)
         rates = {threads: self.try_threads(threads) for threads in ((0, 1, None) if self.warm else ())}

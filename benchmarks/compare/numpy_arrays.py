@@ -63,6 +63,39 @@ class Windows:
         return {"transitions_per_second": calls * self.batch_size / took}
 
 
+class Columns:
+    """Gather steps of a few bytes from columns in RAM: how the machine's memory itself slows as they grow.
+
+    Args:
+        steps: Of each column.
+        seconds: Of a run.
+    """
+
+    def __init__(self, *, steps: int, seconds: float, batch_size: int = 256) -> None:
+        self.steps, self.seconds, self.batch_size = steps, seconds, batch_size
+
+    def prepare(self) -> dict[str, Any]:
+        """Have every page of the columns in memory, gather some batches."""
+        self.observation = np.ones((self.steps + 1, 1), np.uint8)
+        self.action, self.terminated = np.ones(self.steps, np.uint8), np.ones(self.steps, np.bool_)
+        self.reward = np.ones(self.steps, np.float32)
+        self.rng = np.random.default_rng(0)
+        for _ in range(20):
+            self.deliver()
+        columns = (self.observation, self.action, self.terminated, self.reward)
+        return {"steps": self.steps, "bytes": sum(column.nbytes for column in columns)}
+
+    def deliver(self) -> Any:
+        """Gather a batch."""
+        at = self.rng.integers(self.steps, size=self.batch_size)
+        return self.observation[at], self.observation[at + 1], self.action[at], self.reward[at], self.terminated[at]
+
+    def run(self) -> dict[str, float]:
+        """Return transitions a second."""
+        calls, took = repeat(self.deliver, self.seconds)
+        return {"transitions_per_second": calls * self.batch_size / took}
+
+
 class RewritePriorities:
     """Write the priorities of all steps to a new file, synced: what a checkpoint costs that knows no changes."""
 

@@ -118,6 +118,11 @@ def _config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="ID",
     help="Environment to evaluate in; 'none' for no evaluation.  [default: the store's]",
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help='Most memory to keep rows in, such as "8GB".  [default: a 16th of the machine\'s]',
+)
 @_config_options
 @json_option
 @quiet_option
@@ -127,6 +132,7 @@ def train(
     out: Path,
     resume: bool,
     eval_env: str | None,
+    memory: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -144,6 +150,7 @@ def train(
     """
     from diskreplay.ingest import make_env
     from diskreplay.learning import train as learn
+    from diskreplay.storage.creation import parse_memory
     from diskreplay.store import ReplayStore
 
     given = {name: MEANINGS.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
@@ -153,7 +160,11 @@ def train(
         make_env(eval_env).close()  # says what is wrong with it before the first update
         given["eval_env"] = eval_env
     require_outside(store, "--out", out, "folder")
-    with ReplayStore.open(store, mode="a") as opened:
+    try:
+        keep = parse_memory(memory)
+    except ValueError as err:
+        raise click.UsageError(str(err)) from err
+    with ReplayStore.open(store, mode="a", memory=keep) as opened:
         report = learn(
             opened,
             out,

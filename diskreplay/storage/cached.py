@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from diskreplay.storage.fields import Coding, Field
 
-MEMORY_SHARE = 1 / 16
+MEMORY_SHARE = 1 / 16  # every process that reads a store keeps its own
 USES = 4
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 

@@ -132,18 +132,44 @@ def parse_capacity(capacity: int | str | None) -> Capacity:
     if capacity is None:
         return Capacity()
     if isinstance(capacity, str):
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?)b\s*", capacity, re.IGNORECASE)
-        if match:
-            number, unit, binary = match.groups()
-            size = int(float(number) * (BINARY_UNITS if binary else UNITS)[unit.lower()])
-            if size > 0:
-                return Capacity(size_bytes=size)
-        elif capacity.strip().isdigit():
+        if capacity.strip().isdigit():
             return parse_capacity(int(capacity))
-        raise ValueError(f"capacity must be a number of transitions or a size like '200GB', got {capacity!r}")
+        size = _size_of(capacity)
+        if not size:
+            raise ValueError(f"capacity must be a number of transitions or a size like '200GB', got {capacity!r}")
+        return Capacity(size_bytes=size)
     if isinstance(capacity, bool) or int(capacity) != capacity or not 0 < capacity < 1 << 62:
         raise ValueError(f"capacity must be a positive number of transitions, got {capacity!r}")
     return Capacity(steps=int(capacity))
+
+
+def parse_memory(memory: int | str | None) -> int | None:
+    """Read an amount of memory: bytes, or a size such as "8GB" or "64 MiB", or None.
+
+    >>> parse_memory("2 MiB")
+    2097152
+
+    Raises:
+        ValueError: If it is neither, or negative.
+    """
+    if memory is None:
+        return None
+    if isinstance(memory, str):
+        size = int(memory) if memory.strip().isdigit() else _size_of(memory)
+    else:
+        size = None if isinstance(memory, bool) or int(memory) != memory else int(memory)
+    if size is None or not 0 <= size < 1 << 62:
+        raise ValueError(f"memory must be a number of bytes or a size like '8GB', got {memory!r}")
+    return size
+
+
+def _size_of(text: str) -> int | None:
+    """Return the bytes of a size such as "200GB"; None if it is none."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?)b\s*", text, re.IGNORECASE)
+    if match is None:
+        return None
+    number, unit, binary = match.groups()
+    return int(float(number) * (BINARY_UNITS if binary else UNITS)[unit.lower()])
 
 
 def create_store(path: Path, description: Description, metadata: dict[str, Any], disk: Disk) -> None:

@@ -97,10 +97,14 @@ class Residency:
     """Open segments on demand and close the least recently used.
 
     Not thread-safe: the caller holds the store's lock.
+
+    Attributes:
+        memory: Bytes to keep rows in; None: a share of what the process may use.
     """
 
     def __init__(self, root: Path, fields: Sequence[Field], table: SegmentTable, index: Index) -> None:
         self.root = root
+        self.memory: int | None = None
         self.fields = {field.name: field for field in fields}
         self.table = table
         self.index = index
@@ -199,7 +203,7 @@ class Residency:
             self._kept_for = len(self.table)
             rows = self._kept_for * self.table.segment_steps
             on_disk = int(self.table.bytes_on_disk[self.table.live()].sum())
-            self._kept = fields_to_keep(list(self.fields.values()), self.codings, rows, on_disk)
+            self._kept = fields_to_keep(list(self.fields.values()), self.codings, rows, on_disk, self.memory)
             self._mapped = fields_to_map(list(self.fields.values()), self.codings, rows)
         for name in self._kept:
             if name in opened.fds and name not in opened.kept:

@@ -18,6 +18,7 @@ from diskreplay.storage.creation import (
     check_durability,
     create_store,
     describe,
+    parse_memory,
     read_description,
     require_own_folders,
     use_store,
@@ -54,13 +55,14 @@ class ReplayStore(StoreView):
         compression, chunk_steps, durability: As they were given when it was made; see `create`.
     """
 
-    def __init__(self, path: Path, mode: Mode, disk: Disk | None = None) -> None:
+    def __init__(self, path: Path, mode: Mode, disk: Disk | None = None, memory: int | None = None) -> None:
         """Open the store at `path`; use `ReplayStore.open` or `ReplayStore.create`."""
         self._pid = os.getpid()
         read_description(path)
         self._use = use_store(path, required=mode == "a")
         try:
             self._open(path, mode, disk)
+            self._engine.residency.memory = memory
         except BaseException:
             self._use.release()
             raise
@@ -109,6 +111,7 @@ class ReplayStore(StoreView):
         chunk_steps: int | None = None,
         durability: Durability = "power",
         metadata: dict[str, Any] | None = None,
+        memory: int | str | None = None,
     ) -> ReplayStore:
         """Make an empty store and open it for appending.
 
@@ -131,12 +134,13 @@ class ReplayStore(StoreView):
                 synced until `sync` or `close`. It is the store's, whoever opens it. Measured on a cloud disk, commits a
                 second: of 1 step 1,900 and 6,600, of an episode of 100 steps 1,500 and 3,700.
             metadata: A small JSON object to keep with the store.
+            memory: This handle's, see `open`; not kept.
 
         Raises:
             StoreExistsError: If there is something at the path.
             ValueError: If an option is out of range, or the metadata are no JSON object.
         """
-        where = Path(path).absolute()
+        where, keep = Path(path).absolute(), parse_memory(memory)
         description = describe(
             spec,
             capacity=capacity,
@@ -146,7 +150,7 @@ class ReplayStore(StoreView):
             durability=durability,
         )
         create_store(where, description, layout.plain_json(metadata or {}, "the metadata"), Disk(durability))
-        return cls(where, "a")
+        return cls(where, "a", memory=keep)
 
     @classmethod
     def open(
@@ -155,6 +159,7 @@ class ReplayStore(StoreView):
         *,
         mode: Mode = "r",
         durability: Durability | None = None,
+        memory: int | str | None = None,
     ) -> ReplayStore:
         """Open a store, to read it (mode="r") or to append to it too (mode="a").
 
@@ -162,6 +167,10 @@ class ReplayStore(StoreView):
             path: The store's folder.
             mode: "r" or "a".
             durability: Change the store's, see `create`; with mode="a", while nobody else has it open.
+            memory: Most bytes to keep rows in ("8GB"), beside the page cache and the priorities' 9 bytes a step. What
+                does not fit, the smallest fields first, is read, and checked, each time. Default: a 16th of what the
+                process may use, for every process that reads keeps its own; a learner with a machine to itself can
+                have more.
 
         Raises:
             StoreLockedError: If it is being repaired, or others are in the way of a change of durability.
@@ -169,7 +178,9 @@ class ReplayStore(StoreView):
             FormatVersionError: If it is of a format this release does not read.
             CorruptStoreError: If it is damaged.
             ReadOnlyError: If mode="a" and its files may not be written.
+            ValueError: If an option is none of those named.
         """
+        keep = parse_memory(memory)
         if mode not in ("r", "a"):
             raise ValueError(f"mode must be 'r' or 'a', got {mode!r}")
         where = Path(path).absolute()
@@ -179,7 +190,7 @@ class ReplayStore(StoreView):
                 if mode != "a":
                     raise ReadOnlyError(f"{where}: opened with mode='r', so its durability stays", path=where)
                 change_durability(where, durability)
-        return cls(where, mode)
+        return cls(where, mode, memory=keep)
 
     def update_metadata(self, changes: dict[str, Any]) -> None:
         """Merge changes into the metadata; durable after the next commit.

@@ -104,6 +104,7 @@ def test_a_store_without_steps(cli, check_error, store, tmp_path):
         ("--out", "run", "--gamma", 1.5),
         ("--out", "run", "--loss", "l1"),
         ("--out", "run", "--sampler", "best"),
+        ("--out", "run", "--memory", "8 XB"),
     ],
 )
 def test_wrong_usage(cli, tmp_path, arguments):

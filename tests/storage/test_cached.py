@@ -172,3 +172,35 @@ def test_nothing_is_kept_without_room(make_store, monkeypatch):
         store.read([0, 40])
     table = store._engine.table
     assert not any(places.base.any() or places.coded.any() for places in table.by_field.values())
+
+
+def test_how_much_is_kept_is_the_callers_to_say(make_store):
+    """The smallest fields, as far as they fit; the batches are the same."""
+    store = make_store(segment_steps=32)
+    fill(store, episodes=9, length=13)
+    store.seal()
+    expected = store.read(store.step_ids_of(np.arange(len(store))))
+    path = store.path
+    store.close()
+    for memory, names in (
+        (0, set()),
+        (4 * 32 * 4, {"reward"}),
+        ("1 MB", {"action", "observation", "reward"}),
+        (None, {"action", "observation", "reward"}),
+    ):
+        with ReplayStore.open(path, memory=memory) as again:
+            for _ in range(USES + 1):
+                found = again.read(again.step_ids_of(np.arange(len(again))))
+            table = again._engine.table
+            live = table.live()
+            assert {name for name, places in table.by_field.items() if places.base[live].any()} == names
+            assert {name for name, places in table.by_field.items() if places.base[live].all()} == names
+        np.testing.assert_array_equal(found.observation, expected.observation)
+        np.testing.assert_array_equal(found.reward, expected.reward)
+
+
+@pytest.mark.parametrize("memory", ["many", "-1GB", -1, 0.5, True, "8 XB"])
+def test_a_size_of_memory_that_is_none(make_store, memory):
+    path = make_store().path
+    with pytest.raises(ValueError, match="memory must be"):
+        ReplayStore.open(path, memory=memory)
