@@ -3,8 +3,9 @@
 Prioritized batches of 256 from stores of steps of a few bytes, in the page cache as far as memory goes: what is read
 from the disk all the same stands beside. All sizes take turns. Before the first round so many batches are drawn that
 nearly all of the sum tree has been loaded. "growth": each store is opened with `memory="8GB"`, as by a learner with a
-machine to itself; "default": with what a process gives to rows unasked, a 16th of the memory. "memory" is the limit, by itself: columns of as many steps in RAM, gathered
-by numpy at random, uniformly, with nothing drawn, checked or updated.
+machine to itself; "default": with what a process gives to rows unasked, a 16th of the memory. "memory" is the limit,
+by itself: columns of as many steps in RAM, gathered by numpy at random, uniformly, with nothing drawn, checked or
+updated.
 """
 
 from __future__ import annotations
