@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import socket
@@ -43,12 +44,13 @@ class FileLock:
     """A lock that says who holds it.
 
     An exclusive holder writes who it is into the file; of shared holders /proc/locks tells the processes. A lock that
-    nobody refers to any more is given back: an interrupt (Ctrl-C) may come before `release` has done anything.
+    nobody refers to any more is given back: an interrupt (Ctrl-C) may come before `release` has done anything. It may
+    come in `__del__`, too, so the file is a FileIO, which closes itself.
     """
 
     path: Path
     what: str
-    _fd: int = -1
+    _file: io.FileIO | None = None
 
     def acquire(self, *, wait: bool = False, shared: bool = False) -> FileLock:
         """Take the lock.
@@ -57,7 +59,8 @@ class FileLock:
             StoreLockedError: If another holder is in the way; the message names who.
         """
         with _opening:  # no fork in between: the child would keep a file that it does not know of
-            self._fd = fd = self._open(shared=shared)
+            fd = self._open(shared=shared)
+            self._file = io.FileIO(fd)
             _held.add(self)
         try:
             self._lock(fd, wait=wait, shared=shared)
@@ -74,24 +77,24 @@ class FileLock:
 
     def release(self) -> None:
         """Give the lock back; harmless if it is not held."""
-        if self._fd >= 0:
+        if self._file is not None:
             # Unlocked and not only closed: a child that was just forked may still have a copy.
             with contextlib.suppress(OSError):
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             self.let_go()
 
     def let_go(self) -> None:
         """Close this process's copy of the lock, and no more."""
-        fd, self._fd = self._fd, -1  # first: a child forked while it is closed would close another's of that number
+        file, self._file = self._file, None
         _held.discard(self)
-        if fd >= 0:
-            os.close(fd)
+        if file is not None:
+            file.close()
 
     def __del__(self) -> None:
         self.release()  # in a forked child nothing is held any more
 
     def __enter__(self) -> Self:
-        if self._fd < 0:
+        if self._file is None:
             self.acquire(wait=True)
         return self
 

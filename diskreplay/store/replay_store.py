@@ -216,8 +216,11 @@ class ReplayStore(StoreView):
             raise ValueError(f"a stream's name has 1 to 200 bytes, got {stream!r}")
         with self._engine.lock:
             self.access.settle_plans()
-            writer = StreamWriter(self, self._engine.claim(stream))
+            claimed = self._engine.claim(stream)
+            claimed.closing = True  # until it has its writer: an interrupt may come before
+            writer = StreamWriter(self, claimed)
             self._writers.add(writer)
+            claimed.closing = False
         return writer
 
     @property

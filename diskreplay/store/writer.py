@@ -191,7 +191,7 @@ class StreamWriter:
             if self._closed:  # perhaps by another thread, and the stream may be another writer's by now
                 return
             self._end_running()
-            self._closed = True
+            self._closed = self._stream.closing = True  # at once: of an interrupt in what follows the stream knows
             self._store._writer_closed(self)  # noqa: SLF001
 
     def __enter__(self) -> Self:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,25 +59,22 @@ def test_a_commit_that_was_interrupted_can_be_made_again(make_store, monkeypatch
 
 def test_a_child_forked_while_a_lock_is_given_back_closes_nothing_else(tmp_path, monkeypatch):
     """The descriptor's number may be another file's by then."""
-    lock = FileLock(tmp_path / "locks" / "it", "it").acquire()
-    real, children = os.close, []
+    children = []
 
-    def close(fd):
-        real(fd)
-        if children:
-            return
-        children.append(-1)
-        other = os.open("/dev/null", os.O_RDONLY)
-        assert other == fd
-        child = os.fork()
-        if not child:
-            os._exit(0 if os.path.exists(f"/proc/self/fd/{other}") else 1)  # noqa: PTH110
-        children[:] = [child]
-        real(other)
+    class File(io.FileIO):
+        def close(self):
+            fd = self.fileno()
+            super().close()
+            other = os.open("/dev/null", os.O_RDONLY)
+            assert other == fd
+            child = os.fork()
+            if not child:
+                os._exit(0 if os.path.exists(f"/proc/self/fd/{other}") else 1)  # noqa: PTH110
+            children.append(child)
+            os.close(other)
 
-    monkeypatch.setattr("diskreplay.storage.locks.os.close", close)
-    lock.release()
-    monkeypatch.undo()
+    monkeypatch.setattr("diskreplay.storage.locks.io", SimpleNamespace(FileIO=File))
+    FileLock(tmp_path / "locks" / "it", "it").acquire().release()
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0]
 
 

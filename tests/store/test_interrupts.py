@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from diskreplay import PrioritizedSampler, ReplayError, ReplayStore
+from diskreplay.storage.locks import FileLock
 from tests.conftest import failing, fill
 
 PATIENCE = 20
@@ -128,6 +129,41 @@ def test_a_lock_whose_release_was_interrupted_is_given_back(make_store):
         store.seal()
     in_time(lambda: store.seal() or True)
     assert store.verify() == []
+
+
+def test_a_lock_that_is_interrupted_while_it_is_collected(tmp_path, monkeypatch):
+    """Nothing else knew of its file, which kept the lock as long as the process lived."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # pytest's own keeps what it is told of
+    lock = FileLock(tmp_path / "it", "it").acquire()
+    with interrupted("call", "FileLock.release"):
+        del lock
+    FileLock(tmp_path / "it", "it").acquire().release()
+
+
+@pytest.mark.parametrize("within", ["ReplayStore._writer_closed", "Engine.keep_until_committed", "Stream.dirty"])
+def test_a_stream_whose_writer_was_interrupted_as_it_closed(make_store, within):
+    """The writer was closed, and the stream its own for as long as the store was open."""
+    store = make_store()
+    fill(store)
+    writer = store.writer("a")
+    with interrupted("call", within):
+        writer.close()
+    writer.close()
+    store.writer("a").close()
+    store.commit()
+    with ReplayStore.open(store.path, mode="a") as other:
+        other.writer("a").close()
+
+
+def test_a_writer_whose_making_was_interrupted(make_store):
+    """Likewise."""
+    store = make_store()
+    with interrupted("call", "StreamWriter.__init__"):
+        store.writer("a")
+    fill(store)
+    store.commit()
+    with ReplayStore.open(store.path, mode="a") as other:
+        other.writer("a").close()
 
 
 @pytest.mark.parametrize("within", ["Gate.leave", "Visit.__exit__", "Gate.enter"])
