@@ -204,6 +204,9 @@ def _lines(axis: Any, cases: Sequence[dict[str, Any]], measure: str, label: str)
                 axis.axhline(statistics.median(values), color="#333333", lw=1, ls="--", label=entry["group"])
             elif values:
                 groups.setdefault(entry["group"], []).append((entry["x"], values))
+    if not groups:  # another case has this measure
+        axis.set_visible(False)
+        return
     for number, (group, points) in enumerate(groups.items()):
         points.sort()
         middles = [statistics.median(values) for _, values in points]
