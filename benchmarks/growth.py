@@ -27,7 +27,7 @@ SIZES = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 
 
 def cases(settings: Settings) -> list[Case]:
-    """Return a case in which all sizes take turns, and one of the memory itself."""
+    """Return two cases in which all sizes take turns, and one of the memory itself."""
     sizes = settings.sizes or settings.pick(SIZES, (10_000, 100_000))
     about = {"sizes": list(sizes), "batch": 256}
     options = {"seconds": settings.pick(3.0, 0.2), "warm": True}
@@ -40,12 +40,12 @@ def cases(settings: Settings) -> list[Case]:
             for steps in sizes
         ]  # fmt: skip
         found.append(Case(name, tuple(who), about))
-    memory = tuple(
+    limit = tuple(
         Contestant(_name(steps), "benchmarks.compare.numpy_arrays:Columns",
                    {"steps": steps, "seconds": settings.pick(1.0, 0.2)}, group="numpy, RAM (uniform)", x=steps)
         for steps in sizes
     )  # fmt: skip
-    return [*found, Case("memory", memory, about)]
+    return [*found, Case("memory", limit, about)]
 
 
 def judge(found: Sequence[goals.Case]) -> list[goals.Verdict]:

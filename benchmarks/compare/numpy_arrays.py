@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,23 @@ from benchmarks.rows import Rows
 from benchmarks.worker import repeat
 
 
-class Windows:
+class Gathering(ABC):
+    """Gather batches for so many seconds a run."""
+
+    seconds: float
+    batch_size: int
+
+    @abstractmethod
+    def deliver(self) -> Any:
+        """Gather a batch."""
+
+    def run(self) -> dict[str, float]:
+        """Return transitions a second."""
+        calls, took = repeat(self.deliver, self.seconds)
+        return {"transitions_per_second": calls * self.batch_size / took}
+
+
+class Windows(Gathering):
     """Gather windows of k + 1 rows: the limit for arrays in RAM, page faults for a memory map.
 
     Args:
@@ -57,13 +74,8 @@ class Windows:
         window = self.rows.observation[self.rows.windows(rows, self.stack)]
         return window, self.rows.action[rows], self.rows.reward[rows], self.rows.terminated[rows]
 
-    def run(self) -> dict[str, float]:
-        """Return transitions a second."""
-        calls, took = repeat(self.deliver, self.seconds)
-        return {"transitions_per_second": calls * self.batch_size / took}
 
-
-class Columns:
+class Columns(Gathering):
     """Gather steps of a few bytes from columns in RAM: how the machine's memory itself slows as they grow.
 
     Args:
@@ -89,11 +101,6 @@ class Columns:
         """Gather a batch."""
         at = self.rng.integers(self.steps, size=self.batch_size)
         return self.observation[at], self.observation[at + 1], self.action[at], self.reward[at], self.terminated[at]
-
-    def run(self) -> dict[str, float]:
-        """Return transitions a second."""
-        calls, took = repeat(self.deliver, self.seconds)
-        return {"transitions_per_second": calls * self.batch_size / took}
 
 
 class RewritePriorities:

@@ -433,6 +433,7 @@ class Life:
         store.pin(STREAMS[PINNED])
         self.prioritized = PrioritizedSampler(store, seed=seed, eps=0.0, resume=True)
         self.uniform = UniformSampler(store, seed=seed, resume=True)
+        self.samplers = self.prioritized, self.uniform
         self.ahead: list[Any] = []
         self.before: list[dict[str, Any]] = []
 
@@ -523,11 +524,10 @@ class Life:
                 )
 
     def _draw(self) -> None:
-        samplers = self.prioritized, self.uniform
         self.before = []
-        self.before = [sampler.state_dict() for sampler in samplers]
-        drawn = [sampler.draw_ahead(BATCH) for sampler in samplers]
-        for sampler, draw in zip(samplers, self.ahead, strict=False):  # there is none at first
+        self.before = [sampler.state_dict() for sampler in self.samplers]
+        drawn = [sampler.draw_ahead(BATCH) for sampler in self.samplers]
+        for sampler, draw in zip(self.samplers, self.ahead, strict=False):  # there is none at first
             sampler.delivered(draw)
         self.ahead = drawn
 
@@ -542,10 +542,10 @@ class Life:
         op, _ = self.undone
         self.writers[op.stream]._stream.require_whole()
         if op.kind == "draw" and self.before:
-            for sampler, state in zip((self.prioritized, self.uniform), self.before, strict=True):
+            for sampler, state in zip(self.samplers, self.before, strict=True):
                 sampler.load_state_dict(state)
             if self.ahead:
-                self.ahead = [sampler.draw_ahead(BATCH) for sampler in (self.prioritized, self.uniform)]
+                self.ahead = [sampler.draw_ahead(BATCH) for sampler in self.samplers]
 
     def _set_priorities(self, op: Op) -> None:
         if any(row.step_id is None for row in op.rows):
