@@ -181,12 +181,13 @@ class Committer:
     def _capacity_before(self, txn: Writing, counters: Any) -> Capacity:
         """Return the capacity less what the next commit is going to add."""
         streams = [stream for stream in self.engine.streams.values() if stream.lock is not None]
-        rows = sum(tail.rows - tail.committed for stream in streams for tail in stream.tails)
+        known = {number: int(data["steps"]) for number, data in txn.streams()}
+        coming = sum(stream.steps - known.get(stream.number, 0) for stream in streams)
         full = sum(tail.full for stream in streams for tail in stream.tails)
         size = full * int(counters["bytes_on_disk"]) // max(1, txn.count("segments"))
         steps, most = self.capacity.steps, self.capacity.size_bytes
         return Capacity(
-            None if steps is None else max(0, steps - rows),
+            None if steps is None else max(0, steps - coming),
             None if most is None else max(0, most - size),
         )
 

@@ -122,6 +122,35 @@ def test_a_full_disk_evicts_what_the_capacity_says_is_over(make_store, shards, o
         assert full.verify() == []
 
 
+def test_a_full_disk_evicts_no_more_than_the_capacity_says(make_store):
+    """An episode's last observation is a row, and no step."""
+
+    class ScarceDisk(Disk):
+        """A disk that has no room at first."""
+
+        scarce = False
+
+        def stage(self, path, data):
+            if self.scarce:
+                self.scarce = False
+                raise StoreFullError(f"{path}: full")
+            return super().stage(path, data)
+
+    path = make_store(segment_steps=8, capacity=6 * 7).path
+    disk = ScarceDisk()
+    with ReplayStore(path, "a", disk) as store:
+        fill(store, episodes=5, length=7)  # 8 rows each, a segment
+        disk.scarce = True
+        with pytest.raises(StoreFullError):  # nothing is over, so nothing makes room
+            fill(store, episodes=1, length=7)
+        store.commit()
+        assert len(store) == 6 * 7
+        disk.scarce = True
+        fill(store, episodes=1, length=7)
+        assert len(store) == 6 * 7
+        assert store.stats().steps_evicted == 7
+
+
 def test_evict_on_demand(make_store):
     """Whole segments, oldest first; what is gone is counted."""
     store = make_store(segment_steps=8)
