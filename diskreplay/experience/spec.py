@@ -69,17 +69,22 @@ class ArraySpec:
             raise SpecMismatchError(f"{self.name}: n must be at least 1, got {self.n}")
 
     @cached_property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """Return the dtype itself: numpy takes longer to find it by name than to copy a small value."""
+        return np.dtype(self.dtype)
+
+    @cached_property
     def row_bytes(self) -> int:
         """Return the bytes of one step's value."""
         size = 1
         for side in self.shape:
             size *= int(side)
-        return size * np.dtype(self.dtype).itemsize
+        return size * self.numpy_dtype.itemsize
 
     @cached_property
     def choices(self) -> tuple[int, int]:
         """Return the first and the last value of a discrete space that its dtype can hold; of others (0, -1)."""
-        if self.kind != "discrete" or self.shape or self.n is None or np.dtype(self.dtype).kind not in "iu":
+        if self.kind != "discrete" or self.shape or self.n is None or self.numpy_dtype.kind not in "iu":
             return 0, -1
         limits = np.iinfo(self.dtype)
         return max(self.start, int(limits.min)), min(self.start + self.n - 1, int(limits.max))

@@ -245,14 +245,15 @@ class SegmentTable:
 
     def follow_tail(self, slot: int, tail: Tail) -> None:
         """Take over how far a tail has come."""
-        count = tail.n_ends
-        if count:
-            self.first_end[slot], self.first_flags[slot] = tail.ends[0], tail.flags[0]
-            self.last_end[slot] = tail.ends[count - 1]
-        self.n_ends[slot] = count
-        self.rows[slot] = tail.rows
-        self.available[slot] = tail.rows + tail.pending
-        self._note(slot)
+        rows, count = tail.rows, tail.n_ends
+        if count != self.n_ends[slot]:
+            self.n_ends[slot] = count
+            if count:
+                self.first_end[slot], self.first_flags[slot] = tail.ends[0], tail.flags[0]
+                self.last_end[slot] = tail.ends[count - 1]
+        self.rows[slot] = rows
+        self.available[slot] = rows + tail.pending
+        self._note_count(slot, tail.segment, rows - count)
 
     def detach_tail(self, slot: int) -> None:
         """Stop pointing to rows in memory: the segment is sealed."""
@@ -314,12 +315,15 @@ class SegmentTable:
 
     def _note(self, slot: int) -> None:
         """Note that something of a slot's segment changed."""
-        count = int(self.rows[slot]) - int(self.n_ends[slot])
-        self.transitions += count - int(self.counted[slot])
+        self._note_count(slot, int(self.segment[slot]), int(self.rows[slot]) - int(self.n_ends[slot]))
+
+    def _note_count(self, slot: int, segment: int, count: int) -> None:
+        """Note that something of a segment changed, and how many transitions it has."""
+        self.transitions += count - self.counted.item(slot)
         self.counted[slot] = count
-        self.version += 1
-        segment, changes = int(self.segment[slot]), self._changes
-        changes[segment] = self.version
+        self.version = version = self.version + 1
+        changes = self._changes
+        changes[segment] = version
         changes.move_to_end(segment)
         if len(changes) > REMEMBERED:
             self._forgotten = changes.popitem(last=False)[1]

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from diskreplay.errors import SpecMismatchError, WriterStateError
-from diskreplay.experience.spec import flatten
+from diskreplay.experience.spec import ArraySpec, flatten
 from diskreplay.experience.validation import as_array, check_array, check_flag, check_flags, check_reward, check_rewards
 from diskreplay.storage import layout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
+    from diskreplay.experience.spec import Tree
     from diskreplay.storage.streams import Stream
     from diskreplay.store.replay_store import ReplayStore
 
@@ -98,7 +101,7 @@ class StreamWriter:
             self._check_in_episode()  # again: another thread may have closed the writer, or ended the episode
             tail = stream.tails[-1]
             try:
-                new = engine.new_tails(stream, int(tail.rows + 1 == engine.segment_steps))
+                new = engine.new_tails(stream, 1) if tail.rows + 1 == engine.segment_steps else ()
             except BaseException:
                 self._end_running()  # the step is not kept, so the next one must not go on from before it
                 raise
@@ -240,15 +243,21 @@ class StreamWriter:
             raise WriterStateError(f"stream {self.name!r}: step() outside an episode")
 
     def _observed(self, value: Any, count: int | None = None) -> list[Any]:
-        spec = self._spec
-        parts = flatten(spec.observation, value, "observation")
-        return [check_array(s, v, count=count) for s, v in zip(spec.observation_leaves, parts, strict=True)]
+        return _checked(self._spec.observation, self._spec.observation_leaves, value, "observation", count)
 
     def _acted(self, value: Any, count: int | None = None) -> list[Any]:
-        spec = self._spec
-        parts = flatten(spec.action, value, "action")
-        return [check_array(s, v, count=count, in_space=True) for s, v in zip(spec.action_leaves, parts, strict=True)]
+        return _checked(self._spec.action, self._spec.action_leaves, value, "action", count, in_space=True)
 
     def _at_step(self, err: SpecMismatchError) -> SpecMismatchError:
         where = f"stream {self.name!r}, step {self.steps}: {err}"
         return SpecMismatchError(where, path=self._store.path, hint=err.hint)
+
+
+def _checked(
+    tree: Tree, leaves: Sequence[ArraySpec], value: Any, name: str, count: int | None, *, in_space: bool = False
+) -> list[Any]:
+    """Return a value's leaves, as `check_array` returns them."""
+    if isinstance(tree, ArraySpec):  # the usual case, an eighth of a step's time shorter
+        return [check_array(tree, value, count=count, in_space=in_space)]
+    parts = flatten(tree, value, name)
+    return [check_array(leaf, part, count=count, in_space=in_space) for leaf, part in zip(leaves, parts, strict=True)]
