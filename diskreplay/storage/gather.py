@@ -214,7 +214,7 @@ def take(item: Field, leading: tuple[int, ...], *places: NDArray[Any]) -> Taken 
     Args:
         item: The field.
         leading: Shape that the rows are given.
-        places: slots (N,), rows (N,), and the address of each slot's rows, as `kernels.take_rows` takes them.
+        places: slots (N,), rows (N,), and where each slot's rows are, as `kernels.take_rows` takes them.
     """
     if not are_few(len(places[0]), item.row_bytes) or not native.AVAILABLE:
         return None

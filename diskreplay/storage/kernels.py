@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from diskreplay.addresses import pointer
+from diskreplay.addresses import ask_for_line, pointer
 from diskreplay.storage import native
 from diskreplay.storage.planning_kernels import ZERO
 from diskreplay.storage.streaming_kernels import ask_for, fence, stream
@@ -119,26 +119,30 @@ def _decode_lz4(source, body, place, chunk_bytes, wanted):
 
 
 @njit(cache=True)
-def take_rows(slots, rows, bases, row_bytes, out):
+def take_rows(slots, rows, bases, steps, row_bytes, out):
     """Copy rows of one field to `out`, unless one of them is not in memory; return whether it was done.
 
     A few kilobytes, and so the GIL stays: a thread that gives it up waits far longer for it than this takes.
 
     Args:
         slots, rows: (N,); slot ZERO stands for a row of zeros.
-        bases: Per slot, the address of its rows, 0 if they are not in memory.
+        bases, steps: Per slot, the address of its rows, 0 if they are not in memory, and bytes from one to the next.
         row_bytes: Bytes of a row.
         out: (N * row_bytes,) u8.
     """
     for i in range(len(slots)):
-        if slots[i] != ZERO and bases[slots[i]] == 0:
+        if slots[i] == ZERO:
+            continue
+        base = bases[slots[i]]
+        if base == 0:
             return False
+        ask_for_line(np.uint64(base + rows[i] * steps[slots[i]]))  # of a large store each lies in memory alone
     size, target = np.uint64(row_bytes), np.uint64(out.ctypes.data)
     for i in range(len(slots)):
         if slots[i] == ZERO:
             native.memset(target, np.int32(0), size)
         else:
-            native.memcpy(target, np.uint64(bases[slots[i]] + rows[i] * row_bytes), size)
+            native.memcpy(target, np.uint64(bases[slots[i]] + rows[i] * steps[slots[i]]), size)
         target += size
     return True
 
@@ -280,16 +284,23 @@ def gather(
 
 
 @njit(nogil=True, cache=True)
-def unframe(framed, checks, rows):
-    """Copy the chunks of (N, bytes + 4) u8 into (N, bytes) u8; return whether each has the crc32c of (N,) u32."""
-    size = np.uint64(rows.shape[1])
-    source, target = np.uint64(framed.ctypes.data), np.uint64(rows.ctypes.data)
+def unframe(framed, checks, chunk_steps, rows):
+    """Copy the first rows of chunks, (N, bytes + 4) u8, into (rows, row bytes) u8, apart as they may be.
+
+    Returns:
+        Whether each chunk has the crc32c of (N,) u32.
+    """
+    size = rows.shape[1]
+    length = chunk_steps * size
+    source = np.uint64(framed.ctypes.data)
     for i in range(len(framed)):
-        if native.crc32c_extend(np.uint32(0), source, size) != checks[i]:
+        if native.crc32c_extend(np.uint32(0), source, np.uint64(length)) != checks[i]:
             return False
-        native.memcpy(target, source, size)
-        source += size + np.uint64(4)
-        target += size
+        first = i * chunk_steps
+        for j in range(first, min(first + chunk_steps, len(rows))):
+            for k in range(size):
+                rows[j, k] = framed[i, (j - first) * size + k]
+        source += np.uint64(length + 4)
     return True
 
 

@@ -321,16 +321,17 @@ def steps_of_ranks(ranks, until, live, segments, steps, available, n_ends, ends_
 
 
 @njit(cache=True)
-def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, codeds, indexes, checks, sizes,
+def locate(slots, rows, chunk_steps, chunk_bytes, fds, bases, steps, codeds, indexes, checks, sizes,
     out_fd, out_offset, out_length, out_inner, out_check, out_address):  # fmt: skip
     """Find where each row of one field lies: in memory, or in which chunk of which shard.
 
     Args:
         slots, rows: (N,); slot ZERO stands for a row of zeros.
-        chunk_steps, chunk_bytes, row_bytes: The field's geometry.
-        fds, bases, codeds, indexes, checks, sizes: Per slot: open shard, address of rows in memory, address of the
-            shard itself in memory or mapped, address of the shard index (0: chunks follow each other, uncompressed),
-            address of the chunks' checksums, length of the shard file in bytes. An address is 0 of what is not there.
+        chunk_steps, chunk_bytes: The field's geometry.
+        fds, bases, steps, codeds, indexes, checks, sizes: Per slot: open shard, address of rows in memory, bytes from
+            one of them to the next, address of the shard itself in memory or mapped, address of the shard index (0:
+            chunks follow each other, uncompressed), address of the chunks' checksums, length of the shard file in
+            bytes. An address is 0 of what is not there.
         out_*: (N,) filled in: file, byte offset and length of the chunk, row in the chunk, the chunk's checksum;
             or the row's address; or all of them, and the chunk's address, negative.
 
@@ -344,7 +345,7 @@ def locate(slots, rows, chunk_steps, chunk_bytes, row_bytes, fds, bases, codeds,
         if slot == ZERO:
             out_address[i] = ZERO
         elif bases[slot] != 0:
-            out_address[i] = bases[slot] + rows[i] * row_bytes
+            out_address[i] = bases[slot] + rows[i] * steps[slot]
         elif fds[slot] < 0:
             return i
         else:

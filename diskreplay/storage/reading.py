@@ -208,8 +208,8 @@ class Reader:
         )
 
     def _take(self, name: str, slots: NDArray[np.int32], rows: NDArray[np.int32]) -> Taken | None:
-        bases = self.table.by_field[name].base
-        return take(self.fields[name], slots.shape, slots.reshape(-1), rows.reshape(-1), bases)
+        places = self.table.by_field[name]
+        return take(self.fields[name], slots.shape, slots.reshape(-1), rows.reshape(-1), places.base, places.step)
 
     def windows(
         self,
@@ -313,9 +313,9 @@ class Reader:
         offset, length = np.zeros(count, np.int64), np.zeros(count, np.int64)
         address, check = np.empty(count, np.int64), np.zeros(count, np.uint32)
         bad = planning_kernels.locate(
-            flat_slots, flat_rows, geometry.chunk_steps, geometry.chunk_bytes, geometry.row_bytes,
-            places.fd, places.base, places.coded, places.index, places.check, places.size, fd, offset, length, inner,
-            check, address,
+            flat_slots, flat_rows, geometry.chunk_steps, geometry.chunk_bytes,
+            places.fd, places.base, places.step, places.coded, places.index, places.check, places.size,
+            fd, offset, length, inner, check, address,
         )  # fmt: skip
         if bad >= 0:
             segment = int(table.segment[flat_slots[bad]])

@@ -17,7 +17,7 @@ import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError, StepEvictedError
 from diskreplay.storage import layout, planning_kernels
-from diskreplay.storage.cached import USES, fields_to_keep, read_coded, read_rows
+from diskreplay.storage.cached import USES, fields_to_keep, read_coded, read_rows, rooms
 from diskreplay.storage.durable import disk_error
 from diskreplay.storage.mapping import fields_to_map, map_file
 from diskreplay.storage.regular import open_regular
@@ -205,25 +205,30 @@ class Residency:
             on_disk = int(self.table.bytes_on_disk[self.table.live()].sum())
             self._kept = fields_to_keep(list(self.fields.values()), self.codings, rows, on_disk, self.memory)
             self._mapped = fields_to_map(list(self.fields.values()), self.codings, rows)
-        for name in self._kept:
-            if name in opened.fds and name not in opened.kept:
-                places, coded = self.table.by_field[name], self.codings[name].codec != "none"
-                with contextlib.suppress(OSError):
-                    kept = self._read_kept(opened, name, int(self.table.rows[slot]), coded=coded)
-                    if kept is not None:
-                        opened.kept[name] = kept
-                        (places.coded if coded else places.base)[slot] = kept.ctypes.data
+        names = [name for name in self._kept if name in opened.fds and name not in opened.kept]
+        raw = [self.fields[name] for name in names if self.codings[name].codec == "none"]
+        room = rooms(raw, int(self.table.rows[slot]))
+        for name in names:
+            places = self.table.by_field[name]
+            with contextlib.suppress(OSError):
+                kept = self._read_kept(opened, name, room.get(name))
+                if kept is not None:
+                    opened.kept[name] = kept
+                    if name in room:
+                        places.base[slot], places.step[slot] = kept.ctypes.data, kept.strides[0]
+                    else:
+                        places.coded[slot] = kept.ctypes.data
         for name in self._mapped.intersection(opened.fds).difference(opened.kept, opened.maps):
             mapped = map_file(opened.fds[name], opened.lengths[name])
             if mapped is not None:
                 opened.maps[name] = mapped
                 self.table.by_field[name].coded[slot] = mapped.address
 
-    def _read_kept(self, opened: OpenSegment, name: str, rows: int, *, coded: bool) -> NDArray[np.uint8] | None:
+    def _read_kept(self, opened: OpenSegment, name: str, room: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
         fd, checks, length = opened.fds[name], opened.checks[name], opened.lengths[name]
-        if coded:
+        if room is None:
             return read_coded(fd, opened.indexes[name], checks, length)
-        return read_rows(fd, self.fields[name], self.codings[name], checks, length, rows)
+        return room if read_rows(fd, self.fields[name], self.codings[name], checks, length, room) else None
 
     def forget(self, slot: int) -> None:
         """Stop offering a slot's files: its segment was evicted or the store is closing."""

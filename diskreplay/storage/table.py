@@ -50,11 +50,16 @@ REMEMBERED = 1 << 16  # changes
 
 
 class FieldTable:
-    """Where one field's rows lie, per slot: an open shard, memory, or both, coded as they are."""
+    """Where one field's rows lie, per slot: an open shard, memory, or both, coded as they are.
+
+    Attributes:
+        base, step: Address of the rows in memory, 0 if they are not, and the bytes from one to the next.
+    """
 
     def __init__(self, size: int) -> None:
         self.fd = np.full(size, -1, np.int32)
         self.base = np.zeros(size, np.int64)
+        self.step = np.zeros(size, np.int64)
         self.coded = np.zeros(size, np.int64)
         self.index = np.zeros(size, np.int64)
         self.check = np.zeros(size, np.int64)
@@ -63,8 +68,8 @@ class FieldTable:
     def resize(self, size: int) -> None:
         """Make room for more slots."""
         self.fd = _grown(self.fd, size, -1)
-        self.base, self.coded, self.index, self.check, self.size = (
-            _grown(a, size, 0) for a in (self.base, self.coded, self.index, self.check, self.size)
+        self.base, self.step, self.coded, self.index, self.check, self.size = (
+            _grown(a, size, 0) for a in (self.base, self.step, self.coded, self.index, self.check, self.size)
         )
 
 
@@ -240,7 +245,8 @@ class SegmentTable:
         self.ends_address[slot] = tail.ends.ctypes.data
         self.flags_address[slot] = tail.flags.ctypes.data
         for name, table in self.by_field.items():
-            table.base[slot] = tail.arrays[name].ctypes.data
+            rows = tail.arrays[name]
+            table.base[slot], table.step[slot] = rows.ctypes.data, rows.strides[0]
         self.follow_tail(slot, tail)
 
     def follow_tail(self, slot: int, tail: Tail) -> None:

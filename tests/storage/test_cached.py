@@ -7,7 +7,7 @@ import pytest
 
 from diskreplay import CorruptStoreError, ReplayStore
 from diskreplay.storage import cached, mapping, native
-from diskreplay.storage.cached import USES, fields_to_keep, memory_limit
+from diskreplay.storage.cached import USES, fields_to_keep, memory_limit, rooms
 from diskreplay.storage.fields import Coding, Field
 from diskreplay.storage.reading import FileCache
 from tests.conftest import fill
@@ -45,6 +45,19 @@ def test_the_limit_is_that_of_the_control_group(tmp_path, monkeypatch):
     assert memory_limit() == machine
     limit.write_text("1048576\n")
     assert memory_limit() == 1 << 20
+
+
+def test_small_rows_of_a_step_lie_side_by_side():
+    """In their fields' order; rows that are not small have room of their own."""
+    frame = Field("observation.camera", (84, 84), "uint8", "observation", hot=True)
+    room = rooms([frame, VECTOR, SMALL], 10)
+    assert {name: rows.shape for name, rows in room.items()} == {
+        "observation": (10, 68), "reward": (10, 4), "observation.camera": (10, 84 * 84),
+    }  # fmt: skip
+    assert room["reward"].strides[0] == room["observation"].strides[0] == 72
+    assert room["reward"].ctypes.data - room["observation"].ctypes.data == 68
+    assert room["observation.camera"].strides[0] == 84 * 84
+    assert rooms([], 10) == {}
 
 
 def spoil(shard):
