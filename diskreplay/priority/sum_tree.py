@@ -90,6 +90,12 @@ class SumTree:
         return self._loaded
 
     @property
+    def parts(self) -> tuple[tuple[NDArray[Any], int], ...]:
+        """Return the arrays whose pages are touched where blocks are, as `HugePages.note` takes them."""
+        across, stride = self._strides
+        return (self._leaves, across), (self._nodes, stride)
+
+    @property
     def dense(self) -> bool:
         """Whether most blocks are expected to be loaded: then huge pages are worth their memory."""
         return self._dense

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diskreplay.errors import CorruptStoreError, ReplayError, StepEvictedError
-from diskreplay.priority import SumTree, allow_huge_pages, batch_kernels, leaf_value, zeros
+from diskreplay.priority import HugePages, SumTree, allow_huge_pages, batch_kernels, leaf_value, zeros
 from diskreplay.sampling.changes import Changes
 from diskreplay.sampling.sampler import REFRESHES
 from diskreplay.storage import layout, planning_kernels
@@ -60,6 +60,7 @@ class SegmentPriorities:
         self.largest = np.float32(1.0)
         self._rows = np.zeros(0, np.int64)
         self._priority = np.zeros(0, np.float32)
+        self._pages = HugePages(self.size * self._priority.itemsize)
         self._changes = Changes(self.size)
         self._next_update: int | None = None
         self._moved = np.zeros(0, np.bool_)
@@ -213,6 +214,8 @@ class SegmentPriorities:
             if not self.tree.dense and 2 * self._unloaded < self.tree.blocks:
                 self.tree.dense = True
                 allow_huge_pages(self._priority, allowed=True)
+        if self.tree.dense:
+            self._pages.note(missing, self.tree.loaded, *self.tree.parts, (self._priority, self.size))
         if not self._unloaded:
             self.access.forget_journal(self.name)
 
@@ -443,6 +446,7 @@ class SegmentPriorities:
         if places <= have:
             return
         self.tree.grow(places * self.blocks)
+        self._pages.forget()
         self.segment = np.concatenate([self.segment, np.full(places - have, -1, np.int64)])
         self._rows = np.concatenate([self._rows, np.zeros(places - have, np.int64)])
         self._changes.reserve(places * self.blocks)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diskreplay.priority.pages import ALIGNMENT, LEAST, allow_huge_pages, zeros
+from diskreplay.priority import pages
+from diskreplay.priority.pages import ALIGNMENT, HUGE, LEAST, HugePages, allow_huge_pages, zeros
 
 MEMORY, MAPPINGS = Path("/proc/self/smaps_rollup"), Path("/proc/self/maps")
 
@@ -66,3 +67,38 @@ def test_what_is_not_written_takes_no_memory():
         array[[0, 1 << 19]] = 1
         assert anonymous() - before < 2048
         del array
+
+
+def test_regions_that_are_mostly_loaded_are_put_into_huge_pages(monkeypatch):
+    """Each once, and one a call."""
+    made = []
+    monkeypatch.setattr(pages, "_collapse", lambda _, first, stop: made.append((first, stop)))
+    huge = HugePages(HUGE // 4)
+    loaded, array = np.zeros(12, np.bool_), np.zeros(12)
+    for blocks, expected in (
+        ([0, 1, 4], []),
+        ([2, 5, 6], [(8, 16)]),
+        ([3], [(0, 8)]),
+        ([7], []),
+        ([8, 9, 10, 11], [(16, 24)]),
+    ):
+        loaded[blocks] = True
+        made.clear()
+        huge.note(np.array(blocks), loaded, (array, 2))
+        assert made == expected
+    made.clear()
+    huge.forget()
+    huge.note(np.array([0]), loaded, (array, 2), (array, 1))
+    assert made == [(0, 8), (0, 4)]
+
+
+def test_huge_pages_hold_what_was_there():
+    """Where the kernel gives them; where it does not, nothing happens."""
+    array = zeros(3 * HUGE // 8, np.dtype(np.float64), huge=False)
+    array[:] = np.arange(array.size)
+    allow_huge_pages(array, allowed=True)
+    huge = HugePages(HUGE // 2)
+    huge.note(np.arange(6), np.ones(6, np.bool_), (array, array.size // 6))
+    huge.note(np.arange(6), np.ones(6, np.bool_), (array, array.size // 6))
+    huge.note(np.arange(6), np.ones(6, np.bool_), (array, array.size // 6))
+    assert (array == np.arange(array.size)).all()
