@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MEMORY_SHARE = 1 / 16  # every process that reads a store keeps its own
 USES = 4
-TOGETHER_BYTES = 256  # of a row; more of them in turn would be copied faster where they lie in turn
+TOGETHER_BYTES = 256  # of a row; the frames of a stack are copied at once where they follow each other
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -125,7 +125,7 @@ def rooms(fields: Sequence[Field], rows: int) -> dict[str, NDArray[np.uint8]]:
     """Return room for so many rows of each field, (rows, bytes of a row): small ones of a step side by side.
 
     What a batch reads of a step is then in a cache line or two, and not in one a field: of a billion steps, none of
-    which is in a cache, 256 transitions of three fields are taken in 15 us instead of 47.
+    which is in a cache, 256 transitions of three fields are taken in 22 us instead of 47.
     """
     together = [field for field in fields if field.row_bytes <= TOGETHER_BYTES]
     steps = np.empty((rows, sum(field.row_bytes for field in together)), np.uint8)

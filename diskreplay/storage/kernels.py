@@ -297,9 +297,13 @@ def unframe(framed, checks, chunk_steps, rows):
         if native.crc32c_extend(np.uint32(0), source, np.uint64(length)) != checks[i]:
             return False
         first = i * chunk_steps
-        for j in range(first, min(first + chunk_steps, len(rows))):
-            for k in range(size):
-                rows[j, k] = framed[i, (j - first) * size + k]
+        stop = min(first + chunk_steps, len(rows))
+        if rows.strides[0] == size:
+            native.memcpy(np.uint64(rows.ctypes.data + first * size), source, np.uint64(max(0, stop - first) * size))
+        else:
+            for j in range(first, stop):
+                for k in range(size):
+                    rows[j, k] = framed[i, (j - first) * size + k]
         source += np.uint64(length + 4)
     return True
 
