@@ -308,18 +308,24 @@ def _work(zygote: Zygote, todo: queue.SimpleQueue[Job], done: queue.SimpleQueue[
         done.put(err)
 
 
+def _warm_up(store: Path) -> list[str]:
+    """Live once; return what was wrong with it. All of a life: what it first needs late, every child would import."""
+    try:
+        life = scenario.Life(store, 0)
+        life.run(scenario.COMMITS)
+        life.close()
+    except Exception as err:  # noqa: BLE001  every trial's life will say it again
+        return [scenario.describe("it stops", err)]
+    return scenario.check(store, 0, scenario.COMMITS)
+
+
 def main(folder: Path) -> int:
     """Be a zygote."""
     warm = folder / "warm"
     warm.mkdir(parents=True)
-    life = scenario.Life(warm / STORE, 0)
-    # All of it: what is first needed late in a life, every child would import and load again.
-    life.run(scenario.COMMITS)
-    life.close()
-    problems = scenario.check(warm / STORE, 0, scenario.COMMITS)
+    problems = _warm_up(warm / STORE)
     if problems:
-        print(*problems, sep="\n", file=sys.stderr)  # noqa: T201
-    del life
+        print("problems of a life in which nothing happens:", *problems, sep="\n", file=sys.stderr)  # noqa: T201
     for line in sys.stdin:
         result = run_here(Job(**json.loads(line)), folder / "trial")
         print(json.dumps(asdict(result)), flush=True)  # noqa: T201
