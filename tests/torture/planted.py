@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -130,10 +131,10 @@ def id_reused() -> None:
     from diskreplay.storage import layout
     from diskreplay.storage.engine import Engine
 
-    original, used = Engine.take_segments, set()
+    original, given = Engine.take_segments, defaultdict(set)
 
     def take_segments(engine: Engine, stream: Any, count: int) -> list[int]:
-        taken = original(engine, stream, count)
+        taken, used = original(engine, stream, count), given[engine.root]
         with engine.index.read() as txn:
             live = {int.from_bytes(key, "big") for key, _ in txn.items("segments")}
             live |= {int.from_bytes(key, "big") for key, _ in txn.items("garbage")}
