@@ -61,7 +61,7 @@ class HugePages:
 
     Until then pages must be small: else a block that is touched would take 2 MB. Of a tree of a billion leaves draws
     and updates take three quarters of the time afterwards, for fewer pages' addresses have to be looked up. The
-    kernel would do it by itself, in hours.
+    kernel would do it by itself, at 16 MB in 10 s.
 
     Args:
         block_bytes: Bytes of a block in the array that has most of them.

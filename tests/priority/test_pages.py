@@ -98,7 +98,6 @@ def test_huge_pages_hold_what_was_there():
     array[:] = np.arange(array.size)
     allow_huge_pages(array, allowed=True)
     huge = HugePages(HUGE // 2)
-    huge.note(np.arange(6), np.ones(6, np.bool_), (array, array.size // 6))
-    huge.note(np.arange(6), np.ones(6, np.bool_), (array, array.size // 6))
-    huge.note(np.arange(6), np.ones(6, np.bool_), (array, array.size // 6))
+    for _ in range(3):
+        huge.note(np.arange(6), np.ones(6, np.bool_), (array, array.size // 6))
     assert (array == np.arange(array.size)).all()
