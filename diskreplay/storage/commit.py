@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from diskreplay.storage.fields import Compression
     from diskreplay.storage.streams import Stream
     from diskreplay.storage.tail import Tail
-    from diskreplay.storage.transactions import Writing
+    from diskreplay.storage.transactions import Reading, Writing
 
 
 @dataclass
@@ -181,8 +181,7 @@ class Committer:
     def _capacity_before(self, txn: Writing, counters: Any) -> Capacity:
         """Return the capacity less what the next commit is going to add."""
         streams = [stream for stream in self.engine.streams.values() if stream.lock is not None]
-        known = {number: int(data["steps"]) for number, data in txn.streams()}
-        coming = sum(stream.steps - known.get(stream.number, 0) for stream in streams)
+        coming = sum(_coming_steps(txn, stream) for stream in streams)
         full = sum(tail.full for stream in streams for tail in stream.tails)
         size = full * int(counters["bytes_on_disk"]) // max(1, txn.count("segments"))
         steps, most = self.capacity.steps, self.capacity.size_bytes
@@ -365,8 +364,7 @@ class Committer:
         sealed = {job.tail.segment for job in (*jobs, *lost)}
         for stream in self.engine.streams.values():
             if stream.lock is not None and stream.dirty:  # a tail that is full is, too
-                known = txn.json("streams", layout.stream_key(stream.number)) or {}
-                counters["transitions"] += stream.steps - int(known.get("steps", 0))
+                counters["transitions"] += _coming_steps(txn, stream)
                 self._put_tail(txn, stream, sealed)
 
     def _gone(self, txn: Writing, evicted: list[int]) -> Callable[[int], bool]:
@@ -437,6 +435,12 @@ def _with_checks(sums: bytes, before: Any, written: Sequence[tuple[int, int]]) -
     for block, check in written:
         out["check"][block] = check
     return out.tobytes()
+
+
+def _coming_steps(txn: Reading, stream: Stream) -> int:
+    """Return how many steps of a stream the index does not count yet."""
+    known = txn.json("streams", layout.stream_key(stream.number)) or {}
+    return stream.steps - int(known.get("steps", 0))
 
 
 def _put_sampler(txn: Writing, record: SamplerRecord, gone: Callable[[int], bool]) -> None:
