@@ -26,11 +26,11 @@ import threading
 import time
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from diskreplay.errors import CorruptStoreError, ReplayError, StoreFullError
+from diskreplay.errors import CorruptStoreError, ReplayError, StoreFullError, WriterStateError
 from diskreplay.storage import layout
 from diskreplay.storage.coding import choose_coding
 from diskreplay.storage.durable import FileRecord
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from diskreplay.storage.streams import Stream
     from diskreplay.storage.tail import Tail
     from diskreplay.storage.transactions import Reading, Writing
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -109,10 +111,34 @@ class Committer:
         self.capacity = capacity
         self.compression = compression
         self.chunk_steps = chunk_steps
-        self.one_at_a_time = threading.RLock()
+        self._one_at_a_time = threading.RLock()  # not a Lock: a signal handler would wait for ever
+        self._thread: int | None = None
         self._unclear = False
         self._garbage: set[int] = set()
         self._swept: set[int] = set()
+
+    def require_outside(self) -> None:
+        """Make sure that this thread is not in the midst of a commit already, and a signal handler asks.
+
+        Raises:
+            WriterStateError: If so: it would wait for itself.
+        """
+        if self._thread == threading.get_ident():
+            raise WriterStateError(
+                f"{self.engine.root}: a signal handler cannot commit, seal, evict or close in the midst of a commit",
+                path=self.engine.root,
+                hint="Let the handler set a flag, and look at the flag between steps.",
+            )
+
+    def alone(self, work: Callable[[], Result]) -> Result:
+        """Do it when no other thread commits, evicts or closes, and let none begin meanwhile."""
+        with self._one_at_a_time:
+            self.require_outside()
+            self._thread = threading.get_ident()
+            try:  # not a context manager of our own: interrupted, its frame could outlive the block
+                return work()
+            finally:
+                self._thread = None
 
     def commit(self, participants: Callable[[], Sequence[Participant]] = list, *, seal: bool = False) -> None:
         """Make everything so far durable.
@@ -124,8 +150,10 @@ class Committer:
 
         Raises:
             StoreFullError: If there is no room. Nothing of this commit counts; it can be tried again.
+            WriterStateError: If a signal handler asks in the midst of a commit, or a step was interrupted half-way.
         """
-        with self.one_at_a_time:
+
+        def work() -> None:
             self._settle()
             if seal:
                 with self.engine.lock:
@@ -138,15 +166,20 @@ class Committer:
                     raise
                 self._commit(participants)
 
+        self.alone(work)
+
     def evict(self, transitions: int = 0) -> int:
         """Drop the oldest segments until so many transitions are gone; return how many went.
 
         Without a number: until the capacity is kept, what is about to be committed included. Works on a full disk:
         it needs no more than pages of the index that are free.
         """
-        with self.one_at_a_time:
+
+        def work() -> int:
             self._settle()
             return self._evict_now(transitions)[0]
+
+        return self.alone(work)
 
     def _settle(self) -> None:
         """Take in what a transaction did that failed: it may count all the same."""

@@ -243,8 +243,10 @@ class ReplayStore(StoreView):
         Raises:
             StoreFullError: If there is no room; the commit did not happen and can be tried again.
             ReadOnlyError: If the store was opened with mode="r".
+            WriterStateError: If a signal handler asks in the midst of a commit, or a step was interrupted half-way.
         """
         self._require_writable()
+        self._committer.require_outside()
         with self._engine.lock:
             self.access.settle_plans()
         self._committer.commit(self.access.participants)
@@ -256,6 +258,7 @@ class ReplayStore(StoreView):
         stream, so call it at the end of a job, not after every step.
         """
         self._require_writable()
+        self._committer.require_outside()
         claimed = []
         try:
             with self._engine.lock:
@@ -305,6 +308,7 @@ class ReplayStore(StoreView):
         Whole segments only, pinned streams and unsealed tails left out. Works on a full disk.
         """
         self._require_writable()
+        self._committer.require_outside()
         if isinstance(transitions, bool) or int(transitions) != transitions or transitions < 1:
             raise ValueError(f"transitions must be a whole number of at least 1, got {transitions!r}")
         with self._engine.lock:
@@ -345,17 +349,21 @@ class ReplayStore(StoreView):
         if self._pid != os.getpid():
             self._closed = True  # all there is to close is the parent's
             return
+        self._committer.require_outside()
         for writer in list(self._writers):
             writer.close()
         self._closing = True
         # A commit on its way writes shards that the streams' next writers may write, too: their locks stay till then.
-        with self._committer.one_at_a_time, self._engine.lock:
+        self._committer.alone(self._give_back)
+        if self.mode == "a" and self.durability != "power":
+            self._engine.disk.sync_everything(self.path)
+
+    def _give_back(self) -> None:
+        with self._engine.lock:
             self._engine.close()
             self._index.close()
             self._use.release()
             self._closed = True  # last: after an interrupt (Ctrl-C) the rest is still to be done
-        if self.mode == "a" and self.durability != "power":
-            self._engine.disk.sync_everything(self.path)
 
     def __enter__(self) -> Self:
         return self

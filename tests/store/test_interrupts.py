@@ -11,7 +11,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from diskreplay import PrioritizedSampler, ReplayError, ReplayStore
+from diskreplay import PrioritizedSampler, ReplayError, ReplayStore, WriterStateError
 from diskreplay.storage.locks import FileLock
 from tests.conftest import failing, fill
 
@@ -204,3 +204,47 @@ def test_closing_again_does_what_an_interrupted_close_did_not(make_store):
     with ReplayStore.open(store.path, mode="a", durability="process") as again, again.writer("b"):
         assert len(again) == len(ids)
         assert again.verify() == []
+
+
+@pytest.mark.parametrize("call", ["commit", "seal", "evict", "close"])
+def test_a_signal_handler_in_the_midst_of_a_commit_is_refused(make_store, call):
+    """At whichever moment it comes: in LMDB's transaction it ended in an error of LMDB's, or closed its file."""
+    store = make_store(segment_steps=32)
+    refused, moments = 0, 0
+
+    def handle(frame, what, arg):
+        nonlocal refused, moments
+        if what != "call" or "diskreplay/storage" not in frame.f_code.co_filename:
+            return
+        moments += 1
+        sys.setprofile(None)
+        try:
+            if moments % 7 == 0 and within():
+                with pytest.raises(WriterStateError, match="signal handler"):
+                    store.evict(1) if call == "evict" else getattr(store, call)()
+                refused += 1
+        finally:
+            sys.setprofile(handle)
+
+    def within():
+        return any(f.f_code.co_name == "work" for f in frames(sys._getframe()))
+
+    for _ in range(3):
+        fill(store, episodes=2, length=40)
+        sys.setprofile(handle)
+        try:
+            store.commit()
+        finally:
+            sys.setprofile(None)
+    assert refused > 20
+    steps = len(store)
+    store.close()
+    with ReplayStore.open(store.path) as again:
+        assert len(again) == steps > 200
+        assert again.verify() == []
+
+
+def frames(frame):
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
