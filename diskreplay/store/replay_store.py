@@ -132,7 +132,7 @@ class ReplayStore(StoreView):
             durability: What commits survive. "power": also a power cut or a crash of the machine; files and index
                 are synced. "process": the end of the process, however violent, but not of the machine; nothing is
                 synced until `sync` or `close`. It is the store's, whoever opens it. Measured on a cloud disk, commits a
-                second: of 1 step 1,800 and 5,800, of an episode of 100 steps 1,500 and 3,400.
+                second: of 1 step 1,800 and 5,800, of an episode of 100 steps 1,300 and 3,300.
             metadata: A small JSON object to keep with the store.
             memory: This handle's, see `open`; not kept.
 
