@@ -256,6 +256,9 @@ class ReplayStore(StoreView):
 
         Tails of streams that another process writes stay as they are. Every call can leave a short segment a
         stream, so call it at the end of a job, not after every step.
+
+        Raises:
+            WriterStateError: If a signal handler asks in the midst of a commit.
         """
         self._require_writable()
         self._committer.require_outside()
@@ -306,6 +309,9 @@ class ReplayStore(StoreView):
         """Drop the oldest segments until so many transitions are gone; return how many went.
 
         Whole segments only, pinned streams and unsealed tails left out. Works on a full disk.
+
+        Raises:
+            WriterStateError: If a signal handler asks in the midst of a commit.
         """
         self._require_writable()
         self._committer.require_outside()
@@ -343,7 +349,11 @@ class ReplayStore(StoreView):
         return backup_store(self._engine, Path(dest), progress)
 
     def close(self) -> None:
-        """Close writers and files. What was not committed is lost."""
+        """Close writers and files. What was not committed is lost.
+
+        Raises:
+            WriterStateError: If a signal handler asks in the midst of a commit.
+        """
         if self._closed:
             return
         if self._pid != os.getpid():
