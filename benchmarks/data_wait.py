@@ -2,7 +2,8 @@
 
 `diskreplay train`'s own learner and batches, beside the same learner on the same transitions in RAM, gathered uniformly
 by fancy indexing in the learner's thread. Waiting is the time that the next batch takes to come, drawing included;
-updating the priorities is counted apart. torch has the threads that `train` gives it.
+updating the priorities is counted apart, and freeing the batch before as the learner's own. torch has the threads that
+`train` gives it.
 """
 
 from __future__ import annotations
@@ -61,9 +62,10 @@ class Training:
                 update = self.learner.update(batch, self.updates % self.config.updates)
                 learned = time.perf_counter()
                 self.batches.set_priorities(batch, update.td_error)
-                waited, gave = waited + came - now, gave - learned
-                now = time.perf_counter()
-                gave, updates, self.updates = gave + now, updates + 1, self.updates + 1
+                given = time.perf_counter()
+                del batch  # else it would be freed when the next has come, and count as waiting for it
+                waited, gave = waited + came - now, gave + given - learned
+                now, updates, self.updates = time.perf_counter(), updates + 1, self.updates + 1
         took = now - began
         return {"wait_share": waited / took, "priorities_share": gave / took, "updates_per_second": updates / took}
 

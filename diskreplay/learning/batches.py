@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from diskreplay.errors import CorruptStoreError, StepEvictedError
 from diskreplay.experience.spec import flatten
 from diskreplay.learning.network import normalised_leaves, set_normaliser
 from diskreplay.learning.report import diverged
@@ -87,6 +89,17 @@ class Batches:
     def skipped(self) -> dict[int, str]:
         """Return the damaged segments that were left out, and why."""
         return self._store.quarantined
+
+    def warm_up(self) -> None:
+        """Draw the first batch, read it and put it back: it comes first all the same.
+
+        On a machine's first run its kernels are compiled meanwhile, for seconds that are no waiting for data.
+        """
+        sampler = self._loader.replay_sampler
+        with contextlib.suppress(CorruptStoreError, StepEvictedError):  # met again, and dealt with, by the loader
+            draw = sampler.draw_ahead(self._config.batch_size)
+            sampler.recall([draw])
+            self._store.read(draw.step_ids, **self._loader.window)
 
     def next(self) -> Batch:
         """Return the next batch."""

@@ -155,6 +155,7 @@ class Trainer:
                     dynamic_ncols=True,
                 )
             )
+            self.batches.warm_up()
             with self._clock.running():
                 self._learn()
             if self.updates == self.config.updates:

@@ -17,6 +17,7 @@ from diskreplay import PrioritizedSampler, ReplayStore, StepSpec, UniformSampler
 from diskreplay.errors import NotEnoughStepsError, ReadOnlyError, SpecMismatchError, StoreLockedError, TrainingError
 from diskreplay.learning import TrainConfig, curve, load_policy, read_checkpoint, read_metrics, train
 from diskreplay.learning import checkpoint as checkpoints
+from diskreplay.learning.batches import Batches
 from diskreplay.learning.learner import Learner
 
 STATES = 5
@@ -453,6 +454,27 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(make_copy, tmp_path):
     assert run(store, tmp_path / "out", resume=True).updates == 60
     assert not (tmp_path / "out" / checkpoints.NEXT_NAME).exists()
     store.close()
+
+
+@pytest.mark.parametrize("prioritized", [True, False])
+def test_warming_up_draws_no_other_batches(make_copy, prioritized):
+    """The batch that was drawn to warm up comes first, and all those after it are the same."""
+
+    def drawn(name, *, warm):
+        with make_copy(name) as store:
+            batches = Batches(store, replace(CONFIG, prioritized=prioritized))
+            if warm:
+                batches.warm_up()
+            found = []
+            for number in range(8):
+                batch = batches.next()
+                batches.set_priorities(batch, torch.arange(16.0) + number)
+                found.append(batch.step_ids.tolist())
+            assert batches.delivered == 8
+            batches.close()
+        return found
+
+    assert drawn("warm.replay", warm=True) == drawn("cold.replay", warm=False)
 
 
 @pytest.mark.parametrize("device", ["meta", "nonsense", "", "cpu:-1", "hpu", "mkldnn"])
