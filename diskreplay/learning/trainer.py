@@ -155,7 +155,8 @@ class Trainer:
                     dynamic_ncols=True,
                 )
             )
-            self.batches.warm_up()
+            if self.updates < self.config.updates:
+                self.batches.warm_up()
             with self._clock.running():
                 self._learn()
             if self.updates == self.config.updates:
